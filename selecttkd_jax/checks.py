@@ -35,7 +35,7 @@ def check_floating(name: str, array: jax.Array) -> None:
         raise TypeError(f"{name} must be floating point, got {dtype}")
 
 
-def check_in_range(name: str, value: float, low: float, high: float, *, include_high: bool = True) -> None:
+def check_in_range(name: str, value: float | jax.Array, low: float, high: float, *, include_high: bool = True) -> None:
     """Raises InputError unless `low <= value <= high` (or `< high`). Traced values pass unseen."""
     if isinstance(value, jax.core.Tracer):
         return

@@ -1,0 +1,5 @@
+"""Objectives: divergence and selection over a batch, as sums and counts."""
+
+from selecttkd_jax.distill.objective import Objective
+from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
+from selecttkd_jax.distill.vocabulary import mask_vocabulary, match_vocabulary, shared_width

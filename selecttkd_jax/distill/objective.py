@@ -1,0 +1,174 @@
+"""The selective distillation objective: a divergence, the verifier that decides which tokens count, and a normaliser.
+
+    loss = sum_{b,t} c[b,t] (floor + (1 - floor) accepted[b,t]) D(p, q)[b,t]
+
+with the coefficients c of `token_coefficients`. It comes in two halves. `Objective.token_terms` works on positions of
+any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
+from selecttkd_jax.checks import InputError, check_in_range, check_one_of, check_rank, check_same_shape
+from selecttkd_jax.distill.static_key import static_key
+from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
+from selecttkd_jax.losses import cross_entropy, forward_kl
+from selecttkd_jax.selection import accept_all, token_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What to distil: frozen, hashable and comparable by value, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      divergence: `f(student_logits, teacher_logits) -> [...]`, from `losses`; bind options with `functools.partial`.
+        A parameter named `labels` receives the labels; `losses.cross_entropy` itself fits.
+      verifier: `f(student_logits, teacher_logits) -> acceptance [...]`, from `selection`. It sees the logits at
+        temperature 1. A parameter named `labels` receives the labels.
+      floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta.
+      temperature: Divides both models' logits in the divergence. There is no factor temperature^2.
+      normalizer: What `count` is: "sequence" (the mean over sequences of each one's mean over all its valid positions,
+        as in the paper and DistiLLM-2), "token" (the mean over all valid positions) or "weight" (the sum of weights).
+      label_share: r in (1 - r) weight D + r CE, the share of the cross-entropy on labels, which no verifier weighs.
+
+    Example:
+      >>> from functools import partial
+      >>> from selecttkd_jax import losses, selection
+      >>> objective = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
+      >>> objective == Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
+      True
+
+    Source: SelecTKD supplement, sections A and F.
+    """
+
+    divergence: Callable = forward_kl
+    verifier: Callable = accept_all
+    floor: float = 0.01
+    temperature: float = 1.0
+    normalizer: str = "sequence"
+    label_share: float = 0.0
+
+    def __post_init__(self):
+        for name in ("divergence", "verifier"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a function of logits, got {getattr(self, name)!r}")
+        check_in_range("floor", self.floor, 0.0, 1.0)
+        check_in_range("label_share", self.label_share, 0.0, 1.0)
+        if not 0.0 < self.temperature < float("inf"):
+            raise InputError(f"temperature must be positive, got {self.temperature}")
+        check_one_of("normalizer", self.normalizer, NORMALIZERS)
+
+    def _key(self):
+        return tuple(static_key(getattr(self, field.name)) for field in fields(self))
+
+    def __eq__(self, other):
+        return self._key() == other._key() if isinstance(other, Objective) else NotImplemented
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __call__(
+        self,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        mask: TokenMask,
+        uniforms: PerToken | None = None,
+        labels: TokenIds | None = None,
+        *,
+        alpha: Array | None = None,
+        acceptance: PerToken | None = None,
+    ) -> LossSums:
+        """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count`.
+
+        Args:
+          student_logits: [B, T, V], any float dtype.
+          teacher_logits: [B, T, V]. Treated as a constant.
+          mask: [B, T], boolean or 0/1: the positions that carry loss.
+          uniforms: [B, T] draws from [0, 1), one per position, or None for the expectation over them.
+          labels: [B, T] token ids, if the objective uses them.
+          alpha: [B], a skew per sequence (see `adaptive_skew`), in place of the divergence's own.
+          acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
+
+        Returns:
+          LossSums, differentiable to the student's logits.
+
+        Raises:
+          InputError: Shapes do not match, the mask is not 0/1, or labels are needed and absent.
+          TypeError: Logits are not floating point, or labels not integers.
+        """
+        check_rank("student_logits", student_logits, 3)
+        if alpha is not None:
+            check_rank("alpha", alpha, 1)
+            alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
+        terms = self.token_terms(student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance)
+        return reduce_terms(terms, mask, self.normalizer)
+
+    def token_terms(
+        self,
+        student_logits: Logits,
+        teacher_logits: Logits,
+        uniforms: PerToken | None = None,
+        labels: Int[Array, "*positions"] | None = None,
+        *,
+        alpha: Array | None = None,
+        acceptance: PerToken | None = None,
+    ) -> TokenTerms:
+        """The per-token half: every position by itself, in any shape (all of a batch, or a chunk of it).
+
+        Args:
+          student_logits: [..., V].
+          teacher_logits: [..., V].
+          uniforms: [...] or None.
+          labels: [...] or None.
+          alpha: Broadcasts against [..., 1], or None.
+          acceptance: [...] or None.
+
+        Returns:
+          TokenTerms of [...] float32. Only `loss` and `divergence` are differentiable.
+        """
+        positions = jnp.shape(student_logits)[:-1]
+        if acceptance is None:
+            acceptance = call_with_labels(self.verifier, "verifier", student_logits, teacher_logits, labels)
+        acceptance = jnp.asarray(acceptance).astype(jnp.float32)
+        if acceptance.shape != positions:
+            raise InputError(f"acceptance must have the shape of the positions, {positions}, got {acceptance.shape}")
+        if uniforms is not None:
+            check_same_shape("uniforms", uniforms, "mask and acceptance", acceptance)
+        weight, accepted = token_weights(acceptance, uniforms, floor=self.floor)
+
+        options = {} if alpha is None else {"alpha": alpha}
+        divergence = call_with_labels(
+            self.divergence,
+            "divergence",
+            self._tempered(student_logits),
+            self._tempered(teacher_logits),
+            labels,
+            **options,
+        )
+        # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN.
+        loss = jnp.where(weight > 0, weight * divergence, 0.0)
+        if self.label_share > 0:
+            if labels is None:
+                raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
+            loss = (1 - self.label_share) * loss + self.label_share * cross_entropy(student_logits, labels)
+        return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted)
+
+    def _tempered(self, logits: Logits) -> Logits:
+        return logits if self.temperature == 1 or logits is None else logits / self.temperature
+
+
+def call_with_labels(function: Callable, role: str, student_logits, teacher_logits, labels, **options) -> PerToken:
+    """Calls a divergence or verifier, handing over the labels if it has a parameter of that name."""
+    parameters = inspect.signature(function).parameters
+    if "labels" not in parameters:
+        return function(student_logits, teacher_logits, **options)
+    if labels is None:
+        raise InputError(f"the {role} {getattr(function, '__name__', function)} needs labels, got none")
+    if "teacher_logits" not in parameters:
+        return function(student_logits, labels=labels, **options)
+    return function(student_logits, teacher_logits, labels=labels, **options)

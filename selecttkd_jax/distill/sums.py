@@ -1,0 +1,116 @@
+"""The sums and counts an objective returns, and the one place where a mask turns into coefficients.
+
+Nothing here divides by anything that another micro-batch or device could add to: `loss / count` is taken once, after
+all sums are in, so that one batch of 8 equals 8 micro-batches of 1.
+"""
+
+from dataclasses import dataclass, fields
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from selecttkd_jax.array_types import Array, PerToken, Scalar, TokenMask
+from selecttkd_jax.checks import InputError, check_one_of, check_rank, check_same_shape
+
+NORMALIZERS = ("sequence", "token", "weight")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenTerms:
+    """What an objective says about each position, before any mask: [...] float32 each."""
+
+    loss: PerToken  # what is optimised: the weighted divergence, and any label term
+    divergence: PerToken  # unweighted
+    weight: PerToken
+    accepted: PerToken  # 0 or 1, or its expectation
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over the valid positions of a batch, float32 scalars. Add them up, then divide `loss` by `count`."""
+
+    loss: Scalar  # numerator of the batch's loss
+    count: Scalar  # its divisor under the objective's normaliser
+    divergence: Scalar  # sum of the unweighted divergence
+    weight: Scalar  # sum of the weights
+    accepted: Scalar  # sum of acceptances
+    tokens: Scalar  # number of valid positions
+    sequences: Scalar  # number of sequences with a valid position
+    accepted_fraction: Scalar  # sum over those sequences of the share of their positions accepted
+
+    @classmethod
+    def zeros(cls) -> "LossSums":
+        """The sums of nothing: where accumulation starts."""
+        return cls(**{field.name: jnp.zeros((), jnp.float32) for field in fields(cls)})
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return jax.tree.map(jnp.add, self, other)
+
+
+def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
+    """The factor of each position's term in the numerator of the loss, known from the mask alone.
+
+        "sequence"          mask[b, t] / sum_t mask[b, t]
+        "token", "weight"   mask[b, t]
+
+    Args:
+      mask: [B, T], boolean or 0/1: the positions that carry loss.
+      normalizer: One of `NORMALIZERS`.
+
+    Returns:
+      [B, T] float32; zeros for a sequence without valid positions.
+    """
+    check_one_of("normalizer", normalizer, NORMALIZERS)
+    valid = as_mask(mask).astype(jnp.float32)
+    if normalizer != "sequence":
+        return valid
+    return valid / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1.0)
+
+
+def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSums:
+    """Sums per-token terms [B, T] over the valid positions of `mask`.
+
+    Args:
+      terms: [B, T] each.
+      mask: [B, T], boolean or 0/1.
+      normalizer: "sequence" (the mean over sequences of each one's mean over its valid positions), "token" (the mean
+        over all valid positions) or "weight" (the sum of weights).
+
+    Returns:
+      LossSums; all zero where nothing is valid.
+    """
+    mask = as_mask(mask)
+    check_same_shape("mask", mask, "terms", terms.loss)
+
+    def total(values: Array) -> Scalar:
+        return jnp.sum(jnp.where(mask, values, 0.0))
+
+    coefficients = token_coefficients(mask, normalizer)
+    tokens_by_sequence = jnp.sum(mask.astype(jnp.float32), axis=-1)
+    accepted_by_sequence = jnp.sum(jnp.where(mask, terms.accepted, 0.0), axis=-1)
+    tokens = jnp.sum(tokens_by_sequence)
+    sequences = jnp.sum((tokens_by_sequence > 0).astype(jnp.float32))
+    weight = total(terms.weight)
+    return LossSums(
+        loss=total(coefficients * terms.loss),
+        count={"sequence": sequences, "token": tokens, "weight": weight}[normalizer],
+        divergence=total(terms.divergence),
+        weight=weight,
+        accepted=total(terms.accepted),
+        tokens=tokens,
+        sequences=sequences,
+        accepted_fraction=jnp.sum(accepted_by_sequence / jnp.maximum(tokens_by_sequence, 1.0)),
+    )
+
+
+def as_mask(mask: TokenMask) -> TokenMask:
+    """`mask` as booleans. Raises unless it is [B, T] and boolean or (where its values can be seen) 0/1."""
+    check_rank("mask", mask, 2)
+    if mask.dtype == jnp.bool_:
+        return mask
+    if not isinstance(mask, Tracer) and not bool(jnp.all((mask == 0) | (mask == 1))):
+        raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
+    return mask != 0

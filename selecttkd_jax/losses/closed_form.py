@@ -1,0 +1,85 @@
+"""Divergences with their gradient in closed form: the machinery every divergence of this room stands on.
+
+A divergence D(q, p) of next-token distributions has the student-logit gradient
+
+    dD/dz_q = w - q * sum_v w_v,        w = q * dD/dq        (p is the teacher, q the student)
+
+so one sweep yields the value and the whole gradient: autodiff would keep several [..., V] intermediates and meet
+0 * inf at masked vocabulary entries. A *kernel* computes both from log-probabilities; `divergence_from_kernel` turns
+it into a function of logits that JAX differentiates (and transposes, and differentiates again) like any other.
+
+The teacher is a constant: its gradient is exactly zero.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Logits, PerToken
+from selecttkd_jax.checks import check_floating, check_same_shape
+
+# kernel(log_q, log_p, *options) -> (value [...], gradient of the value to the student's logits [..., V])
+Kernel = Callable[..., tuple[PerToken, Logits]]
+
+
+def as_float32(logits: Logits) -> Logits:
+    """Casts to float32, the least precision anything here computes in (float64 stays)."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def check_logits(student_logits: Logits, teacher_logits: Logits) -> None:
+    """Raises TypeError or InputError unless both are floating point and have one shape with a vocabulary axis."""
+    check_floating("student_logits", student_logits)
+    check_floating("teacher_logits", teacher_logits)
+    check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
+
+
+def divergence_from_kernel(
+    kernel: Kernel, student_logits: Logits, teacher_logits: Logits, *options: Array | float
+) -> PerToken:
+    """Evaluates `kernel` on logits, differentiable to the student's.
+
+    Args:
+      kernel: `(log_q, log_p, *options) -> (value [...], student-logit gradient [..., V])`.
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits; -inf marks impossible tokens.
+      teacher_logits: [..., V].
+      *options: Arrays or numbers the kernel takes. They are constants to differentiation.
+
+    Returns:
+      The divergence of each position, [...] float32.
+    """
+    check_logits(student_logits, teacher_logits)
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    options = jax.tree.map(jax.lax.stop_gradient, options)
+    return _evaluate(kernel, as_float32(student_logits), as_float32(teacher_logits), options)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evaluate(kernel, student_logits, teacher_logits, options):
+    value, _ = kernel(jax.nn.log_softmax(student_logits), jax.nn.log_softmax(teacher_logits), *options)
+    return value
+
+
+@_evaluate.defjvp
+def _evaluate_jvp(kernel, primals, tangents):
+    student_logits, teacher_logits, options = primals
+    value, gradient = kernel(jax.nn.log_softmax(student_logits), jax.nn.log_softmax(teacher_logits), *options)
+    return value, jnp.sum(gradient * tangents[0], axis=-1)
+
+
+def logit_gradient(q: Logits, weighted_slope: Logits) -> Logits:
+    """`w - q * sum(w)`: the student-logit gradient, from `w = q * dD/dq`."""
+    return weighted_slope - q * jnp.sum(weighted_slope, axis=-1, keepdims=True)
+
+
+def relative_entropy(prob: Logits, log_prob: Logits, log_other: Logits, other_minus_prob: Logits) -> PerToken:
+    """KL(prob || other) = sum prob * (log_prob - log_other) + other_minus_prob.
+
+    The last term sums to zero, but makes every summand non-negative, x log(x/y) - x + y >= 0, so rounding in the two
+    normalisers enters to second order only: equal distributions give zero in float32 where the plain sum gives 1e-6
+    of either sign. Entries of probability zero contribute nothing, also when both logs are -inf.
+    """
+    log_ratio = jnp.where(prob > 0, log_prob - log_other, 0.0)
+    return jnp.maximum(jnp.sum(prob * log_ratio + other_minus_prob, axis=-1), 0.0)

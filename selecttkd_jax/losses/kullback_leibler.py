@@ -1,0 +1,70 @@
+"""The two Kullback-Leibler divergences, forward (mode covering) and reverse (mode seeking)."""
+
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Logits, PerToken
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, relative_entropy
+
+
+def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """Forward KL divergence of each position, the teacher's distribution first.
+
+        KL(p || q) = sum_v p log(p / q)
+
+    with p the teacher and q the student. Infinite where the teacher expects a token the student excludes.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes differ.
+      TypeError: The logits are not floating point.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
+      >>> print(f"{forward_kl(*logits):.4f}")
+      0.1308
+
+    Source: Hinton et al., 2015, "Distilling the knowledge in a neural network"; SelecTKD supplement, section F.
+    """
+    return divergence_from_kernel(_forward_kernel, student_logits, teacher_logits)
+
+
+def _forward_kernel(log_q, log_p):
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    return relative_entropy(p, log_p, log_q, q - p), q - p
+
+
+def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """Reverse KL divergence of each position, the student's distribution first.
+
+        KL(q || p) = sum_v q log(q / p)
+
+    with p the teacher and q the student. Infinite where the student expects a token the teacher excludes.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes differ.
+      TypeError: The logits are not floating point.
+
+    Source: Gu et al., 2024, "MiniLLM"; SelecTKD supplement, section F.
+    """
+    return divergence_from_kernel(_reverse_kernel, student_logits, teacher_logits)
+
+
+def _reverse_kernel(log_q, log_p):
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    value = relative_entropy(q, log_q, log_p, p - q)
+    # q * dD/dq is q log(q/p) + q, whose sum is the value + 1: the mean is at hand, no second reduction is needed.
+    log_ratio = jnp.where(q > 0, log_q - log_p, 0.0)
+    return value, q * (log_ratio - value[..., None])

@@ -1,0 +1,112 @@
+"""Skewed KL divergences: the second argument is mixed with the first, which bounds the log-ratio."""
+
+from functools import partial
+
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Logits, PerToken
+from selecttkd_jax.checks import check_in_range
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient, relative_entropy
+
+Skew = float | Array
+
+
+def skew_kl(student_logits: Logits, teacher_logits: Logits, *, alpha: Skew = 0.1) -> PerToken:
+    """Skewed forward KL of each position.
+
+        SKL = KL(p || m),   m = alpha p + (1 - alpha) q
+
+    with p the teacher and q the student; alpha is the *teacher's* share of the mixture. `alpha = 0` is `forward_kl`.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      alpha: A number in [0, 1), or an array that broadcasts against [..., 1] (for example [B, 1, 1] for one skew per
+        sequence). Treated as a constant.
+
+    Returns:
+      [...] float32, in nats, in [0, log(1 / alpha)].
+
+    Raises:
+      InputError: The shapes differ, or alpha is out of range.
+      TypeError: The logits are not floating point.
+
+    Source: Ko et al., 2024, "DistiLLM"; SelecTKD supplement, Eq. 36.
+    """
+    check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
+    return divergence_from_kernel(_skew_kernel, student_logits, teacher_logits, alpha)
+
+
+def _skew_kernel(log_q, log_p, alpha):
+    p, q, alpha = jnp.exp(log_p), jnp.exp(log_q), per_position(alpha, log_q)
+    m = alpha * p + (1 - alpha) * q
+    value = relative_entropy(p, log_p, log_mixture(m, alpha, log_p, log_q), (1 - alpha) * (q - p))
+    # dD/dq = -(1 - alpha) p / m
+    return value, logit_gradient(q, -(1 - alpha) * q * ratio(p, m))
+
+
+def skew_reverse_kl(
+    student_logits: Logits, teacher_logits: Logits, *, alpha: Skew = 0.1, detach_mixture: bool = False
+) -> PerToken:
+    """Skewed reverse KL of each position.
+
+        SRKL = KL(q || m),   m = (1 - alpha) p + alpha q
+
+    with p the teacher and q the student; alpha is the *student's* share of the mixture. `alpha = 0` is `reverse_kl`.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      alpha: A number in [0, 1), or an array that broadcasts against [..., 1]. Treated as a constant.
+      detach_mixture: Whether the student inside the mixture is a constant, as DistiLLM-2's released trainer has it. The
+        value is the same, the gradient lacks -alpha q / m: same fixed point, and 1 / (1 - alpha) times as steep near
+        it. False, the whole gradient, is DistiLLM's.
+
+    Returns:
+      [...] float32, in nats, in [0, log(1 / alpha)].
+
+    Raises:
+      InputError: The shapes differ, or alpha is out of range.
+      TypeError: The logits are not floating point.
+
+    Source: Ko et al., 2024, "DistiLLM"; Ko et al., 2025, "DistiLLM-2"; SelecTKD supplement, Eq. 39.
+    """
+    check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
+    kernel = _detached_skew_reverse_kernel if detach_mixture else _skew_reverse_kernel
+    return divergence_from_kernel(kernel, student_logits, teacher_logits, alpha)
+
+
+def _skew_reverse_kernel(log_q, log_p, alpha, detach_mixture=False):
+    p, q, alpha = jnp.exp(log_p), jnp.exp(log_q), per_position(alpha, log_q)
+    m = (1 - alpha) * p + alpha * q
+    log_m = log_mixture(m, alpha, log_q, log_p)
+    value = relative_entropy(q, log_q, log_m, (1 - alpha) * (p - q))
+    # dD/dq = log(q / m) + 1 - alpha q / m; the 1 drops out of the logit gradient.
+    slope = jnp.where(q > 0, log_q - log_m, 0.0)
+    if not detach_mixture:
+        slope -= alpha * ratio(q, m)
+    return value, logit_gradient(q, q * slope)
+
+
+_detached_skew_reverse_kernel = partial(_skew_reverse_kernel, detach_mixture=True)
+
+
+def per_position(option: Skew, logits: Logits) -> Array:
+    """A number or array in the dtype of `logits`, and of their rank, so that it broadcasts along the vocabulary."""
+    option = jnp.asarray(option, logits.dtype)
+    return option.reshape((1,) * (logits.ndim - option.ndim) + option.shape)
+
+
+def log_mixture(mixture: Logits, share: Array, log_a: Logits, log_b: Logits) -> Logits:
+    """log(share a + (1 - share) b), given the mixture itself.
+
+    Where the mixture underflows, the larger of the two terms stands for their sum: exact when `share` is 0, and
+    without weight otherwise, as then neither distribution has mass there.
+    """
+    larger = jnp.maximum(jnp.log(share) + log_a, jnp.log1p(-share) + log_b)
+    return jnp.where(mixture > jnp.finfo(mixture.dtype).tiny, jnp.log(mixture), larger)
+
+
+def ratio(numerator: Logits, denominator: Logits) -> Logits:
+    """The quotient, and 0 where the denominator is 0: there the numerator has no mass either."""
+    return numerator / jnp.where(denominator > 0, denominator, 1.0)
