@@ -1,0 +1,164 @@
+"""Batches: rows padded on the right, the causal shift, and a seeded, resumable, per-host order.
+
+The shift lives here and nowhere else: logits at position t predict `labels[t]`, the token at t + 1.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from selecttkd_jax.checks import InputError, check_at_least
+from selecttkd_jax.data.rows import Rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch of rows. Padding has id 0, segment 0 and no loss.
+
+    Attributes:
+        input_ids: int32 [B, T], what the model reads.
+        labels: int32 [B, T], the token at the next position.
+        loss_mask: bool [B, T], true where `labels` is a token to learn.
+        positions: int32 [B, T], 0 ... T - 1.
+        segment_ids: int32 [B, T], 1 for a row's tokens, 0 for padding.
+    """
+
+    input_ids: Any
+    labels: Any
+    loss_mask: Any
+    positions: Any
+    segment_ids: Any
+
+
+class BatchIterator(Iterator[Batch]):
+    """An endless or finite iterator of batches that can be stopped and resumed exactly; see `make_batches`."""
+
+    def __init__(self, dataset: Any, identity: dict[str, int]):
+        self._dataset = dataset
+        self._identity = identity
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position in the data, as a dictionary that JSON can hold. It is the same on every process."""
+        return {**self._identity, "position": self._iterator.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from `state`, with any number of processes.
+
+        Raises:
+            InputError: the state belongs to other rows, another seed or another batch size.
+        """
+        for name, expected in self._identity.items():
+            if state.get(name) != expected:
+                raise InputError(
+                    f"the saved data position has {name} = {state.get(name)}, this run has {expected}; "
+                    "resume with the same data and options, or start a new run"
+                )
+        self._iterator.set_state(state["position"])
+
+
+def make_batches(
+    rows: Rows,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    epochs: int | None = None,
+) -> BatchIterator:
+    """Makes shuffled batches of this process's share of each global batch.
+
+    The order is one stream of rows, shuffled anew each epoch from `seed`; every row appears once per epoch, and a
+    batch may hold the end of one epoch and the start of the next. Process p of P takes the p-th part of every global
+    batch, so the global order does not depend on P.
+
+    Args:
+        rows: tokenised rows.
+        batch_size: rows in a global batch.
+        max_length: T of the batches, in tokens.
+        seed: of the shuffle, in [0, 2**32).
+        process_index: p.
+        process_count: P, a divisor of `batch_size`.
+        epochs: passes over the rows; None goes on for ever. The very last batch is filled with all-masked rows.
+
+    Returns:
+        An iterator of `Batch` holding numpy arrays of `batch_size / process_count` rows.
+
+    Raises:
+        InputError: an option is out of range, or rows are longer than `max_length`.
+    """
+    import grain
+
+    _check_fit(rows, batch_size, max_length)
+    check_at_least("process_count", process_count, 1)
+    if batch_size % process_count:
+        raise InputError(f"batch_size must be a multiple of the number of processes, {process_count}; got {batch_size}")
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process_index must be in [0, {process_count}), got {process_index}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be in [0, 2**32), got {seed}")
+    if epochs is not None:
+        check_at_least("epochs", epochs, 1)
+    local_size = batch_size // process_count
+    first = process_index * local_size
+
+    def local_batch(indices: Sequence[int]) -> Batch:
+        return _collate(rows, indices[first : first + local_size], local_size, max_length)
+
+    indices = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(epochs)
+    batches = indices.batch(batch_size, drop_remainder=False, batch_fn=list).map(local_batch)
+    # The rows are in memory: reader threads would only contend for the interpreter.
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return BatchIterator(dataset, {"seed": seed, "batch_size": batch_size, "rows": rows.fingerprint})
+
+
+def eval_batches(rows: Rows, batch_size: int, max_length: int) -> list[Batch]:
+    """Batches in the rows' order, each row once; the last one is filled with all-masked rows.
+
+    Args:
+        rows: tokenised rows.
+        batch_size: B of every batch.
+        max_length: T of every batch, in tokens.
+
+    Returns:
+        The batches, holding numpy arrays.
+
+    Raises:
+        InputError: an option is out of range, or rows are longer than `max_length`.
+    """
+    _check_fit(rows, batch_size, max_length)
+    starts = range(0, len(rows), batch_size)
+    return [_collate(rows, range(len(rows))[start : start + batch_size], batch_size, max_length) for start in starts]
+
+
+def _check_fit(rows: Rows, batch_size: int, max_length: int) -> None:
+    check_at_least("batch_size", batch_size, 1)
+    longest = max(map(len, rows.tokens), default=0)
+    if longest > max_length:
+        raise InputError(f"max_length is {max_length}, but a row has {longest} tokens; use one max_length for both")
+    if not longest:
+        raise InputError("there are no rows to make batches of")
+
+
+def _collate(rows: Rows, indices: Sequence[int], batch_size: int, length: int) -> Batch:
+    input_ids = np.zeros((batch_size, length), np.int32)
+    labels = np.zeros((batch_size, length), np.int32)
+    loss_mask = np.zeros((batch_size, length), bool)
+    segment_ids = np.zeros((batch_size, length), np.int32)
+    for row, index in enumerate(indices):
+        tokens = rows.tokens[index]
+        count = len(tokens)
+        input_ids[row, :count] = tokens
+        labels[row, : count - 1] = tokens[1:]
+        loss_mask[row, : count - 1] = rows.response[index][1:]
+        segment_ids[row, :count] = 1
+    positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
+    return Batch(input_ids, labels, loss_mask, positions, segment_ids)
