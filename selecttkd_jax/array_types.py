@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Logits = Float[Array, "*positions V"]
 PerToken = Float[Array, "*positions"]
+PerSequence = Float[Array, " B"]
 TokenIds = Int[Array, "B T"]
 TokenMask = Bool[Array, "B T"]
 HiddenStates = Float[Array, "B T D"]

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class InputError(ValueError):
@@ -37,7 +38,7 @@ def check_floating(name: str, array: jax.Array) -> None:
 
 def check_in_range(name: str, value: float | jax.Array, low: float, high: float, *, include_high: bool = True) -> None:
     """Raises InputError unless `low <= value <= high` (or `< high`). Traced values pass unseen."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     values = np.asarray(value)
     inside = (values >= low) & ((values <= high) if include_high else (values < high))

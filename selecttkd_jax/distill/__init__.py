@@ -1,5 +1,14 @@
 """Objectives: divergence and selection over a batch, as sums and counts."""
 
+from selecttkd_jax.distill.distillm2 import (
+    ReferenceGap,
+    adaptive_skew,
+    balance_published,
+    balance_released,
+    balance_smooth,
+    confidence_gap,
+)
 from selecttkd_jax.distill.objective import Objective
 from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
+from selecttkd_jax.distill.two_stream import Stream, TwoStreamObjective, TwoStreamSums
 from selecttkd_jax.distill.vocabulary import mask_vocabulary, match_vocabulary, shared_width

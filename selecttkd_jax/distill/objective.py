@@ -6,7 +6,6 @@ with the coefficients c of `token_coefficients`. It comes in two halves. `Object
 any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -18,7 +17,9 @@ from selecttkd_jax.checks import InputError, check_in_range, check_one_of, check
 from selecttkd_jax.distill.static_key import static_key
 from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
 from selecttkd_jax.losses import cross_entropy, forward_kl
+from selecttkd_jax.losses.closed_form import as_float32
 from selecttkd_jax.selection import accept_all, token_weights
+from selecttkd_jax.selection.calling import call_with_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +160,5 @@ class Objective:
         return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted)
 
     def _tempered(self, logits: Logits) -> Logits:
-        return logits if self.temperature == 1 or logits is None else logits / self.temperature
-
-
-def call_with_labels(function: Callable, role: str, student_logits, teacher_logits, labels, **options) -> PerToken:
-    """Calls a divergence or verifier, handing over the labels if it has a parameter of that name."""
-    parameters = inspect.signature(function).parameters
-    if "labels" not in parameters:
-        return function(student_logits, teacher_logits, **options)
-    if labels is None:
-        raise InputError(f"the {role} {getattr(function, '__name__', function)} needs labels, got none")
-    if "teacher_logits" not in parameters:
-        return function(student_logits, labels=labels, **options)
-    return function(student_logits, teacher_logits, labels=labels, **options)
+        # In float32: dividing bfloat16 logits would round them once more.
+        return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature

@@ -83,3 +83,11 @@ def relative_entropy(prob: Logits, log_prob: Logits, log_other: Logits, other_mi
     """
     log_ratio = jnp.where(prob > 0, log_prob - log_other, 0.0)
     return jnp.maximum(jnp.sum(prob * log_ratio + other_minus_prob, axis=-1), 0.0)
+
+
+def finite(values: Array) -> Array:
+    """`values` without +inf, for slopes of a divergence that is infinite.
+
+    The gradient of a position that has no weight is 0 times its slope, which must be 0 and not NaN.
+    """
+    return jnp.minimum(values, 0.5 * jnp.finfo(values.dtype).max)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Int, Logits, PerToken
 from selecttkd_jax.checks import InputError, check_floating
-from selecttkd_jax.losses.closed_form import as_float32
+from selecttkd_jax.losses.closed_form import as_float32, divergence_from_kernel
 
 
 def cross_entropy(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
@@ -46,3 +46,52 @@ def pick(values: Logits, token_ids: Int[Array, "*positions"]) -> PerToken:
     """
     vocabulary = jax.lax.broadcasted_iota(token_ids.dtype, values.shape, values.ndim - 1)
     return jnp.sum(jnp.where(vocabulary == token_ids[..., None], values, 0.0), axis=-1)
+
+
+def soft_cross_entropy(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """Cross-entropy of the student on the teacher's distribution.
+
+        soft CE = -sum_v p log q = KL(p || q) + H(p)
+
+    with p the teacher and q the student. Its gradient is forward KL's, q - p; its least value is the teacher's
+    entropy, so it is no divergence.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes differ.
+      TypeError: The logits are not floating point.
+
+    Source: Hinton et al., 2015, "Distilling the knowledge in a neural network".
+    """
+    return divergence_from_kernel(_soft_cross_entropy_kernel, student_logits, teacher_logits)
+
+
+def _soft_cross_entropy_kernel(log_q, log_p):
+    p = jnp.exp(log_p)
+    return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1), jnp.exp(log_q) - p
+
+
+def entropy(logits: Logits) -> PerToken:
+    """Entropy of each position's distribution.
+
+        H(p) = -sum_v p log p
+
+    Args:
+      logits: [..., V], any float dtype. -inf excludes a token.
+
+    Returns:
+      [...] float32, in nats, in [0, log V].
+
+    Raises:
+      TypeError: The logits are not floating point.
+    """
+    check_floating("logits", logits)
+    log_p = jax.nn.log_softmax(as_float32(logits))
+    # The inner `where` keeps -inf out of the product, whose derivative would be 0 * inf.
+    return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)

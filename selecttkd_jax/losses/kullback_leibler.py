@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Logits, PerToken
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, relative_entropy
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, finite, relative_entropy
 
 
 def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -31,10 +31,11 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
     Source: Hinton et al., 2015, "Distilling the knowledge in a neural network"; SelecTKD supplement, section F.
     """
-    return divergence_from_kernel(_forward_kernel, student_logits, teacher_logits)
+    return divergence_from_kernel(forward_kernel, student_logits, teacher_logits)
 
 
-def _forward_kernel(log_q, log_p):
+def forward_kernel(log_q: Logits, log_p: Logits) -> tuple[PerToken, Logits]:
+    """Forward KL and its student-logit gradient, q - p."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     return relative_entropy(p, log_p, log_q, q - p), q - p
 
@@ -59,12 +60,13 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
     Source: Gu et al., 2024, "MiniLLM"; SelecTKD supplement, section F.
     """
-    return divergence_from_kernel(_reverse_kernel, student_logits, teacher_logits)
+    return divergence_from_kernel(reverse_kernel, student_logits, teacher_logits)
 
 
-def _reverse_kernel(log_q, log_p):
+def reverse_kernel(log_q: Logits, log_p: Logits) -> tuple[PerToken, Logits]:
+    """Reverse KL and its student-logit gradient, q (log(q / p) - KL)."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     value = relative_entropy(q, log_q, log_p, p - q)
-    # q * dD/dq is q log(q/p) + q, whose sum is the value + 1: the mean is at hand, no second reduction is needed.
+    # q dD/dq is q log(q/p) + q, whose sum is the value + 1: the mean is at hand, no second reduction is needed.
     log_ratio = jnp.where(q > 0, log_q - log_p, 0.0)
-    return value, q * (log_ratio - value[..., None])
+    return value, q * (finite(log_ratio) - finite(value)[..., None])

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Logits, PerToken
 from selecttkd_jax.checks import check_in_range
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient, relative_entropy
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, finite, logit_gradient, relative_entropy
+from selecttkd_jax.losses.mixtures import log_mixture, per_position, ratio
 
 Skew = float | Array
 
@@ -82,31 +83,10 @@ def _skew_reverse_kernel(log_q, log_p, alpha, detach_mixture=False):
     log_m = log_mixture(m, alpha, log_q, log_p)
     value = relative_entropy(q, log_q, log_m, (1 - alpha) * (p - q))
     # dD/dq = log(q / m) + 1 - alpha q / m; the 1 drops out of the logit gradient.
-    slope = jnp.where(q > 0, log_q - log_m, 0.0)
+    slope = finite(jnp.where(q > 0, log_q - log_m, 0.0))
     if not detach_mixture:
         slope -= alpha * ratio(q, m)
     return value, logit_gradient(q, q * slope)
 
 
 _detached_skew_reverse_kernel = partial(_skew_reverse_kernel, detach_mixture=True)
-
-
-def per_position(option: Skew, logits: Logits) -> Array:
-    """A number or array in the dtype of `logits`, and of their rank, so that it broadcasts along the vocabulary."""
-    option = jnp.asarray(option, logits.dtype)
-    return option.reshape((1,) * (logits.ndim - option.ndim) + option.shape)
-
-
-def log_mixture(mixture: Logits, share: Array, log_a: Logits, log_b: Logits) -> Logits:
-    """log(share a + (1 - share) b), given the mixture itself.
-
-    Where the mixture underflows, the larger of the two terms stands for their sum: exact when `share` is 0, and
-    without weight otherwise, as then neither distribution has mass there.
-    """
-    larger = jnp.maximum(jnp.log(share) + log_a, jnp.log1p(-share) + log_b)
-    return jnp.where(mixture > jnp.finfo(mixture.dtype).tiny, jnp.log(mixture), larger)
-
-
-def ratio(numerator: Logits, denominator: Logits) -> Logits:
-    """The quotient, and 0 where the denominator is 0: there the numerator has no mass either."""
-    return numerator / jnp.where(denominator > 0, denominator, 1.0)

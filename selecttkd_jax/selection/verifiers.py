@@ -1,4 +1,4 @@
-"""Verifiers: does the teacher accept the token the student would propose?
+"""The paper's verifiers: does the teacher accept the token the student would propose?
 
 A verifier maps the logits of a position to its acceptance, the probability in [0, 1] that the proposal passes. It is
 computed from the raw distributions at temperature 1 and never differentiated.
@@ -7,8 +7,9 @@ computed from the raw distributions at temperature 1 and never differentiated.
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits, PerToken
-from selecttkd_jax.checks import InputError
+from selecttkd_jax import losses
+from selecttkd_jax.array_types import Array, Key, Logits, PerToken
+from selecttkd_jax.checks import InputError, check_in_range
 from selecttkd_jax.losses.closed_form import as_float32, check_logits
 
 
@@ -34,18 +35,10 @@ def greedy_top_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) 
 
     Source: SelecTKD supplement, section A ("greedy Top-k").
     """
-    student_logits, teacher_logits = _constants(student_logits, teacher_logits)
-    _check_k(k, most=student_logits.shape[-1])
-    return (_teacher_rank(student_logits, teacher_logits) < k).astype(jnp.float32)
-
-
-def _teacher_rank(student_logits: Logits, teacher_logits: Logits) -> Array:
-    """How many tokens the teacher finds more likely than the student's best one, [...] int32."""
-    token_ids = jax.lax.broadcasted_iota(jnp.int32, student_logits.shape, student_logits.ndim - 1)
-    is_best = student_logits == jnp.max(student_logits, axis=-1, keepdims=True)
-    proposal = jnp.min(jnp.where(is_best, token_ids, jnp.iinfo(jnp.int32).max), axis=-1, keepdims=True)
-    proposal_logit = jnp.max(jnp.where(token_ids == proposal, teacher_logits, -jnp.inf), axis=-1, keepdims=True)
-    return jnp.sum((teacher_logits > proposal_logit).astype(jnp.int32), axis=-1)
+    student_logits, teacher_logits = constants(student_logits, teacher_logits)
+    check_k(k, student_logits.shape[-1])
+    proposal = best_token(student_logits)
+    return (rank(teacher_logits, proposal) < k).astype(jnp.float32)
 
 
 def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> PerToken:
@@ -71,11 +64,82 @@ def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> Per
 
     Source: SelecTKD supplement, section A ("non-greedy Spec-k"); Leviathan et al., 2023, Theorem 3.5.
     """
-    student_logits, teacher_logits = _constants(student_logits, teacher_logits)
-    _check_k(k)
+    student_logits, teacher_logits = constants(student_logits, teacher_logits)
+    check_k(k)
     overlap = jnp.sum(jnp.minimum(jax.nn.softmax(student_logits), jax.nn.softmax(teacher_logits)), axis=-1)
-    # 1 - (1 - overlap)^k without cancellation for a small overlap.
-    return -jnp.expm1(k * jnp.log1p(-jnp.minimum(overlap, 1.0)))
+    # 1 - (1 - overlap)^k without cancellation where the overlap is small.
+    return -jnp.expm1(k * jnp.log1p(-jnp.minimum(overlap, 1.0))).astype(jnp.float32)
+
+
+def spec_k_by_sampling(student_logits: Logits, teacher_logits: Logits, *, key: Key, k: int = 5) -> PerToken:
+    """The procedure `spec_k` is the law of: draw k student tokens, test each against the teacher.
+
+        y_1 ... y_k ~ q,   accepted = any_j u_j < min(1, p(y_j) / q(y_j)),   u_j ~ U[0, 1)
+
+    Candidates are independent, with replacement, and a rejection is not followed by residual resampling. Sampling k
+    tokens from the vocabulary at every position is slow; this is here to check `spec_k`, not to train with.
+
+    Args:
+      student_logits: [..., V], any float dtype.
+      teacher_logits: [..., V].
+      key: PRNG key.
+      k: Number of candidates, at least 1.
+
+    Returns:
+      Acceptance [...] float32, 0 or 1.
+
+    Source: SelecTKD supplement, section A.
+    """
+    student_logits, teacher_logits = constants(student_logits, teacher_logits)
+    check_k(k)
+    token_key, uniform_key = jax.random.split(key)
+    positions = student_logits.shape[:-1]
+    candidates = jax.random.categorical(token_key, student_logits, shape=(k, *positions))
+    log_q = jnp.take_along_axis(jax.nn.log_softmax(student_logits)[None], candidates[..., None], axis=-1)[..., 0]
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(teacher_logits)[None], candidates[..., None], axis=-1)[..., 0]
+    uniforms = jax.random.uniform(uniform_key, (k, *positions))
+    return jnp.any(uniforms < jnp.exp(jnp.minimum(log_p - log_q, 0.0)), axis=0).astype(jnp.float32)
+
+
+def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """The Hellinger distance itself as a soft weight: the *less* the two agree, the more a token counts.
+
+        acceptance = H(p, q) = || sqrt(p) - sqrt(q) ||_2 / sqrt(2)
+
+    Use it with `floor=0` and without uniforms, so that the weight is H. Opposite in sense to `greedy_top_k` and
+    `spec_k`; `hellinger_gate` is the reading that agrees with them.
+
+    Args:
+      student_logits: [..., V], any float dtype.
+      teacher_logits: [..., V].
+
+    Returns:
+      Acceptance [...] float32 in [0, 1].
+
+    Source: SelecTKD main text; the supplement's Table 6, row H.
+    """
+    return jax.lax.stop_gradient(losses.hellinger(student_logits, teacher_logits)).astype(jnp.float32)
+
+
+def hellinger_gate(student_logits: Logits, teacher_logits: Logits, *, tau: float = 0.5) -> PerToken:
+    """Accepts a position whose two distributions are within Hellinger distance tau of each other.
+
+        acceptance = 1 if H(p, q) <= tau else 0
+
+    Args:
+      student_logits: [..., V], any float dtype.
+      teacher_logits: [..., V].
+      tau: The largest distance accepted, in [0, 1].
+
+    Returns:
+      Acceptance [...] float32, 0 or 1.
+
+    Raises:
+      InputError: The shapes differ, or tau is out of range.
+      TypeError: The logits are not floating point.
+    """
+    check_in_range("tau", tau, 0.0, 1.0)
+    return (hellinger(student_logits, teacher_logits) <= tau).astype(jnp.float32)
 
 
 def accept_all(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -92,13 +156,31 @@ def accept_all(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     return jnp.ones(jnp.shape(student_logits)[:-1], jnp.float32)
 
 
-def _constants(student_logits: Logits, teacher_logits: Logits) -> tuple[Logits, Logits]:
+def best_token(logits: Logits) -> Array:
+    """The most likely token of each position, the lowest id among ties, [...] int32."""
+    token_ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_best = logits == jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_best, token_ids, logits.shape[-1]), axis=-1)
+
+
+def rank(logits: Logits, token_ids: Array) -> Array:
+    """How many tokens are more likely than the given one, [...] int32: 0 for the most likely."""
+    is_token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == token_ids[..., None]
+    logit = jnp.max(jnp.where(is_token, logits, -jnp.inf), axis=-1, keepdims=True)
+    return jnp.sum((logits > logit).astype(jnp.int32), axis=-1)
+
+
+def constants(student_logits: Logits, teacher_logits: Logits) -> tuple[Logits, Logits]:
+    """Both logits checked, in float32 and cut off from differentiation."""
     check_logits(student_logits, teacher_logits)
     return jax.lax.stop_gradient((as_float32(student_logits), as_float32(teacher_logits)))
 
 
-def _check_k(k: int, most: int | None = None) -> None:
+def check_k(k: int, vocabulary: int | None = None) -> None:
+    """Raises unless k is an integer from 1 up (to the size of the vocabulary, if given)."""
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k must be an integer, got {k!r}")
-    if k < 1 or (most is not None and k > most):
-        raise InputError(f"k must be at least 1{f' and at most the vocabulary size {most}' if most else ''}, got {k}")
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if vocabulary is not None and k > vocabulary:
+        raise InputError(f"k must be at most the vocabulary size {vocabulary}, got {k}")

@@ -1,0 +1,94 @@
+"""Adaptive KL: forward and reverse KL, mixed by where the student is wrong."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Logits, PerToken
+from selecttkd_jax.checks import check_in_range, check_one_of
+from selecttkd_jax.losses.closed_form import divergence_from_kernel
+from selecttkd_jax.losses.kullback_leibler import forward_kernel, reverse_kernel
+from selecttkd_jax.losses.mixtures import ratio
+
+
+def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, mu: float = 0.5, boundary: str = "tail") -> PerToken:
+    """Forward KL where the student errs on the teacher's likely tokens, reverse KL where it errs on the others.
+
+        AKL = g_H / (g_H + g_T) KL(p || q) + g_T / (g_H + g_T) KL(q || p)
+
+    with p the teacher, q the student, and g_H and g_T the sums of |p - q| over the teacher's head (its most likely
+    tokens, with total probability about mu) and tail (the rest). The two shares are constants to differentiation.
+
+    The token at which the head's mass passes mu belongs to the tail in the authors' code and to the head in DSKD's.
+    The most likely token is always in the head. Tokens of equal probability go to one side together.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      mu: Probability mass of the head, strictly between 0 and 1. DSKD's alpha is 1 - mu.
+      boundary: Where the token that crosses mu goes: "tail" (AKL's authors) or "head" (DSKD).
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes differ, or an option is out of range.
+      TypeError: The logits are not floating point.
+
+    Source: Wu et al., 2025, "Rethinking Kullback-Leibler divergence in knowledge distillation for large language
+    models"; Zhang et al., 2024, "Dual-space knowledge distillation".
+    """
+    check_in_range("mu", mu, 0.0, 1.0)
+    check_one_of("boundary", boundary, ("tail", "head"))
+    kernel = _boundary_in_tail_kernel if boundary == "tail" else _boundary_in_head_kernel
+    return divergence_from_kernel(kernel, student_logits, teacher_logits, mu)
+
+
+def _adaptive_kernel(log_q, log_p, mu, boundary):
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    gap = jnp.abs(p - q)
+    head_gap = jnp.sum(jnp.where(in_head(p, mu, boundary), gap, 0.0), axis=-1)
+    # At q = p both gaps vanish and so do both divergences: any share will do.
+    head_share = ratio(head_gap, jnp.sum(gap, axis=-1))
+    forward, forward_gradient = forward_kernel(log_q, log_p)
+    reverse, reverse_gradient = reverse_kernel(log_q, log_p)
+    share = head_share[..., None]
+    gradient = share * forward_gradient + (1 - share) * reverse_gradient
+    return _share_of(head_share, forward) + _share_of(1 - head_share, reverse), gradient
+
+
+def _share_of(share: PerToken, divergence: PerToken) -> PerToken:
+    """A share of zero silences an infinite divergence, too: 0 * inf would be NaN."""
+    return jnp.where(share > 0, share * divergence, 0.0)
+
+
+_boundary_in_tail_kernel = partial(_adaptive_kernel, boundary="tail")
+_boundary_in_head_kernel = partial(_adaptive_kernel, boundary="head")
+
+
+def in_head(p: Logits, mu: float | Array, boundary: str) -> Array:
+    """Which tokens are among the most likely ones that together hold probability `mu`, [..., V] bool.
+
+    The least probability still in the head is found by bisection over the bit patterns of floats, which order like
+    the floats themselves. That takes one masked sum per bit, and neither a sort nor a gather: faster than sorting a
+    large vocabulary, and a vocabulary sharded over devices stays where it is.
+    """
+    bits = jnp.int64 if p.dtype == jnp.float64 else jnp.int32
+
+    def fits(threshold: Array) -> Array:
+        above = p >= threshold if boundary == "tail" else p > threshold
+        mass = jnp.sum(jnp.where(above, p, 0.0), axis=-1, keepdims=True)
+        return mass <= mu if boundary == "tail" else mass < mu
+
+    def halve(_, bracket):
+        too_low, fitting = bracket
+        middle = too_low + (fitting - too_low) // 2
+        fit = fits(jax.lax.bitcast_convert_type(middle, p.dtype))
+        return jnp.where(fit, too_low, middle), jnp.where(fit, middle, fitting)
+
+    best = jnp.max(p, axis=-1, keepdims=True)
+    zero = jax.lax.bitcast_convert_type(jnp.zeros_like(best), bits)
+    beyond = jax.lax.bitcast_convert_type(jnp.full_like(best, 2.0), bits)
+    _, lowest = jax.lax.fori_loop(0, jnp.finfo(p.dtype).bits, halve, (zero, beyond))
+    return (p >= jax.lax.bitcast_convert_type(lowest, p.dtype)) | (p == best)

@@ -1,0 +1,68 @@
+"""Two metrics between distributions: total variation and Hellinger. Both are bounded by 1."""
+
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Logits, PerToken
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient
+
+
+def total_variation(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """Total variation distance of each position.
+
+        TV(p, q) = 1/2 sum_v |p - q| = 1 - sum_v min(p, q)
+
+    with p the teacher and q the student: the probability that a speculative sample of the student is rejected. Where
+    p = q for a token, its subgradient is 0.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+
+    Returns:
+      [...] float32 in [0, 1].
+
+    Raises:
+      InputError: The shapes differ.
+      TypeError: The logits are not floating point.
+
+    Source: Wen et al., 2023, "f-divergence minimization for sequence-level knowledge distillation".
+    """
+    return divergence_from_kernel(_total_variation_kernel, student_logits, teacher_logits)
+
+
+def _total_variation_kernel(log_q, log_p):
+    q = jnp.exp(log_q)
+    difference = q - jnp.exp(log_p)
+    return 0.5 * jnp.sum(jnp.abs(difference), axis=-1), logit_gradient(q, 0.5 * q * jnp.sign(difference))
+
+
+def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """Hellinger distance of each position.
+
+        H(p, q) = || sqrt(p) - sqrt(q) ||_2 / sqrt(2) = sqrt(1 - sum_v sqrt(p q))
+
+    with p the teacher and q the student. A distance, not its square; at p = q its subgradient is 0.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+
+    Returns:
+      [...] float32 in [0, 1].
+
+    Raises:
+      InputError: The shapes differ.
+      TypeError: The logits are not floating point.
+
+    Source: SelecTKD main text, Hellinger weighting.
+    """
+    return divergence_from_kernel(_hellinger_kernel, student_logits, teacher_logits)
+
+
+def _hellinger_kernel(log_q, log_p):
+    root_p, root_q = jnp.exp(0.5 * log_p), jnp.exp(0.5 * log_q)
+    # The sum of squared differences keeps its digits where 1 - sum sqrt(p q) would cancel.
+    value = jnp.sqrt(0.5 * jnp.sum(jnp.square(root_p - root_q), axis=-1))
+    # dH/dq = -sqrt(p / q) / (4 H)
+    scale = jnp.where(value > 0, -0.25 / jnp.where(value > 0, value, 1.0), 0.0)
+    return value, logit_gradient(root_q * root_q, scale[..., None] * root_p * root_q)

@@ -1,0 +1,52 @@
+"""The generalised Jensen-Shannon divergence of GKD."""
+
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Logits, PerToken
+from selecttkd_jax.checks import InputError, check_in_range
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient, relative_entropy
+from selecttkd_jax.losses.mixtures import log_mixture, per_position
+
+
+def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: float | Array = 0.5) -> PerToken:
+    """Generalised Jensen-Shannon divergence of each position.
+
+        JSD = beta KL(p || m) + (1 - beta) KL(q || m),   m = beta p + (1 - beta) q
+
+    with p the teacher and q the student; beta is the *teacher's* share, of the mixture and of the sum. Symmetric at
+    0.5. Towards either end it tends to zero: JSD / beta -> KL(p || q) and JSD / (1 - beta) -> KL(q || p). Libraries
+    that accept 0 and 1 jump to the KL divergences there; here those are asked for by name.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      beta: Strictly between 0 and 1, or an array of such that broadcasts against [..., 1]. Treated as a constant.
+
+    Returns:
+      [...] float32, in nats, in [0, log 2].
+
+    Raises:
+      InputError: The shapes differ, or beta is out of range.
+      TypeError: The logits are not floating point.
+
+    Source: Agarwal et al., 2024, "On-policy distillation of language models" (GKD), Eq. 1.
+    """
+    if isinstance(beta, int | float) and beta in (0, 1):
+        raise InputError(
+            f"beta must lie strictly between 0 and 1, got {beta}, where the divergence is zero everywhere; "
+            f"for what other libraries mean by it use losses.{'reverse_kl' if beta else 'forward_kl'}"
+        )
+    check_in_range("beta", beta, 0.0, 1.0)
+    return divergence_from_kernel(_jensen_shannon_kernel, student_logits, teacher_logits, beta)
+
+
+def _jensen_shannon_kernel(log_q, log_p, beta):
+    p, q, beta = jnp.exp(log_p), jnp.exp(log_q), per_position(beta, log_q)
+    log_m = log_mixture(beta * p + (1 - beta) * q, beta, log_p, log_q)
+    from_teacher = relative_entropy(p, log_p, log_m, (1 - beta) * (q - p))
+    from_student = relative_entropy(q, log_q, log_m, beta * (p - q))
+    share = beta[..., 0]
+    value = share * from_teacher + (1 - share) * from_student
+    # dD/dq = (1 - beta) log(q / m): the derivatives through m cancel, as beta p + (1 - beta) q is m again.
+    slope = (1 - beta) * jnp.where(q > 0, log_q - log_m, 0.0)
+    return value, logit_gradient(q, q * slope)

@@ -1,0 +1,126 @@
+"""The KL divergence taken apart at the label: how likely the label is, and what the rest looks like.
+
+With g the label, p the teacher and q the student,
+
+    KL(p || q) = TCKD + (1 - p(g)) NCKD
+
+where TCKD compares the probabilities of the label, and NCKD the distributions over the other tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax.array_types import Array, Int, Logits, PerToken
+from selecttkd_jax.losses.closed_form import divergence_from_kernel, relative_entropy
+from selecttkd_jax.losses.cross_entropy import check_labels, pick
+
+
+def target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """Target-class divergence of each position: is the label as likely as the teacher finds it?
+
+        TCKD = p(g) log(p(g) / q(g)) + (1 - p(g)) log((1 - p(g)) / (1 - q(g)))
+
+    with g the label, p the teacher and q the student.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes do not match.
+      TypeError: The logits are not floating point, or the labels not integers.
+
+    Source: Zhong et al., 2024, "Revisiting knowledge distillation for autoregressive language models" (ATKD).
+    """
+    check_labels(student_logits, labels)
+    return divergence_from_kernel(_target_kernel, student_logits, teacher_logits, labels)
+
+
+def non_target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """Non-target divergence of each position: are the other tokens ordered as the teacher orders them?
+
+        NCKD = KL(p' || q'),   p'(v) = p(v) / (1 - p(g)) for v != g, and q' likewise
+
+    with g the label, p the teacher and q the student. The factor 1 - p(g) of the full KL is left out, which is the
+    point: the more certain the teacher is of the label, the more that factor hides what else it knows.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes do not match.
+      TypeError: The logits are not floating point, or the labels not integers.
+
+    Source: Zhong et al., 2024 (ATKD).
+    """
+    check_labels(student_logits, labels)
+    return divergence_from_kernel(_non_target_kernel, student_logits, teacher_logits, labels)
+
+
+def decoupled_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """TCKD + NCKD, ATKD's loss of a hard token; of an easy one it keeps `non_target_kl` alone.
+
+    Args:
+      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
+      teacher_logits: [..., V]. Treated as a constant.
+      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+
+    Returns:
+      [...] float32, in nats, at least 0.
+
+    Raises:
+      InputError: The shapes do not match.
+      TypeError: The logits are not floating point, or the labels not integers.
+
+    Source: Zhong et al., 2024 (ATKD).
+    """
+    return target_kl(student_logits, teacher_logits, labels) + non_target_kl(student_logits, teacher_logits, labels)
+
+
+def _target_kernel(log_q, log_p, labels):
+    target = _is_target(log_q, labels)
+    log_pg, log_qg = pick(log_p, labels), pick(log_q, labels)
+    # The mass of the others is summed, not taken as 1 - p(g): that would be 0, with an infinite log, for p(g) near 1.
+    log_rest_p, log_rest_q = _log_rest(log_p, target), _log_rest(log_q, target)
+    pg, qg = jnp.exp(log_pg), jnp.exp(log_qg)
+    value = _entry(pg, log_pg, log_qg) + _entry(jnp.exp(log_rest_p), log_rest_p, log_rest_q)
+    # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q.
+    other_shares = jnp.exp(_without(log_q, target, log_rest_q))
+    gradient = (qg - pg)[..., None] * jnp.where(target, 1.0, -other_shares)
+    return jnp.maximum(value, 0.0), gradient
+
+
+def _non_target_kernel(log_q, log_p, labels):
+    target = _is_target(log_q, labels)
+    log_p = _without(log_p, target, _log_rest(log_p, target))
+    log_q = _without(log_q, target, _log_rest(log_q, target))
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    return relative_entropy(p, log_p, log_q, q - p), q - p
+
+
+def _is_target(logits: Logits, labels: Array) -> Array:
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+
+
+def _log_rest(log_probs: Logits, target: Array) -> PerToken:
+    """The log-probability of everything but the target."""
+    return jax.nn.logsumexp(jnp.where(target, -jnp.inf, log_probs), axis=-1)
+
+
+def _without(log_probs: Logits, target: Array, log_rest: PerToken) -> Logits:
+    """Log-probabilities over everything but the target (for which they are -inf)."""
+    finite_rest = jnp.where(log_rest > -jnp.inf, log_rest, 0.0)
+    return jnp.where(target, -jnp.inf, log_probs - finite_rest[..., None])
+
+
+def _entry(prob: PerToken, log_prob: PerToken, log_other: PerToken) -> PerToken:
+    return jnp.where(prob > 0, prob * (log_prob - log_other), 0.0)

@@ -1,0 +1,120 @@
+"""Ranking scores: how much each position matters, before any is chosen.
+
+A verifier decides on a position by itself. The methods here rank all positions of a batch and keep a share of them:
+a score [...] without gradient, then `top_fraction` or `at_most`, then the mask goes to the objective as `acceptance`,
+usually with `floor=0`.
+
+| method         | score                                    | kept                | divergence      | normaliser |
+|----------------|------------------------------------------|---------------------|-----------------|------------|
+| RHO-1          | excess_loss, student and reference       | top fraction        | cross_entropy   | weight     |
+| Token Cleaning | excess_loss, base and reference (static) | top fraction        | cross_entropy   | weight     |
+| AdaSPEC        | divergence_gap                           | top fraction        | forward_kl      | token      |
+| ENT            | error_norm                               | lowest, or at most  | cross_entropy   | token      |
+| ATKD           | target_uncertainty                       | median split        | see `losses`    | weight     |
+| entropy        | losses.entropy of teacher or student     | top fraction        | any             | any        |
+| control        | random_scores                            | top fraction        | any             | any        |
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax import losses
+from selecttkd_jax.array_types import Array, Int, Key, Logits, PerToken
+from selecttkd_jax.checks import check_floating
+from selecttkd_jax.losses.closed_form import as_float32
+from selecttkd_jax.losses.cross_entropy import check_labels, pick
+
+
+def excess_loss(logits: Logits, reference_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """How much worse a model predicts the label than a reference does.
+
+        score = CE(model) - CE(reference);  the highest are kept
+
+    RHO-1 scores the student as it trains; Token Cleaning scores the fixed base model, once.
+
+    Args:
+      logits: [..., V] of the model that is scored.
+      reference_logits: [..., V] of the reference, of the same tokenizer.
+      labels: [...] token ids.
+
+    Returns:
+      [...] float32, in nats, any sign.
+
+    Source: Lin et al., 2024, "Rho-1: Not all tokens are what you need"; Pang et al., 2025, "Token Cleaning".
+    """
+    return jax.lax.stop_gradient(losses.cross_entropy(logits, labels) - losses.cross_entropy(reference_logits, labels))
+
+
+def divergence_gap(student_logits: Logits, teacher_logits: Logits, reference_logits: Logits) -> PerToken:
+    """How much further the student is from the teacher than an already distilled reference is.
+
+        score = KL(p || q) - KL(p || r);  the highest are kept
+
+    Args:
+      student_logits: [..., V].
+      teacher_logits: [..., V].
+      reference_logits: [..., V].
+
+    Returns:
+      [...] float32, in nats, any sign.
+
+    Source: Hu et al., 2025, "AdaSPEC: Selective knowledge distillation for efficient speculative decoders".
+    """
+    return jax.lax.stop_gradient(
+        losses.forward_kl(student_logits, teacher_logits) - losses.forward_kl(reference_logits, teacher_logits)
+    )
+
+
+def error_norm(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """How far the student's distribution is from certainty in the label.
+
+        score = || q - onehot(label) ||_2;  the highest are dropped
+
+    Args:
+      student_logits: [..., V].
+      labels: [...] token ids.
+
+    Returns:
+      [...] float32, in [0, sqrt 2].
+
+    Source: Li et al., 2024, "Error norm truncation: robust training in the presence of data noise" (ENT).
+    """
+    check_floating("student_logits", student_logits)
+    check_labels(student_logits, labels)
+    q = jax.nn.softmax(as_float32(jax.lax.stop_gradient(student_logits)))
+    is_label = jax.lax.broadcasted_iota(labels.dtype, q.shape, q.ndim - 1) == labels[..., None]
+    return jnp.sqrt(jnp.sum(jnp.square(q - is_label.astype(q.dtype)), axis=-1))
+
+
+def target_uncertainty(logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """How unsure a model is of the label.
+
+        score = 1 - p(label)
+
+    ATKD takes the teacher's; its reversed variant the student's.
+
+    Args:
+      logits: [..., V].
+      labels: [...] token ids.
+
+    Returns:
+      [...] float32, in [0, 1].
+
+    Source: Zhong et al., 2024, "Revisiting knowledge distillation for autoregressive language models" (ATKD).
+    """
+    check_floating("logits", logits)
+    check_labels(logits, labels)
+    return 1.0 - pick(jax.nn.softmax(as_float32(jax.lax.stop_gradient(logits))), labels)
+
+
+def random_scores(key: Key, shape: tuple[int, ...]) -> PerToken:
+    """Scores without meaning: the control for every selector that keeps a fraction.
+
+    Args:
+      key: PRNG key.
+      shape: Of the positions, [B, T].
+
+    Returns:
+      [...] float32, uniform in [0, 1).
+    """
+    return jax.random.uniform(key, shape)
