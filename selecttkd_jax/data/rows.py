@@ -152,19 +152,22 @@ def _tokenize_chunk(records: Sequence[Record], tokenizer: Tokenizer, stop_ids: S
         if plain:
             kept = len(ids) - count_appended(offsets)
             ids = [*ids[:kept], tokenizer.eos_token_id]
-            offsets = [*offsets[:kept], (len(text), len(text))]
+            offsets = [*offsets[:kept], (len(text), len(text) + 1)]
             turns = [turns[0]._replace(limit=len(text) + 1)]
             stop_ids = [tokenizer.eos_token_id]
-        yield _mask_turns(np.asarray(ids, np.int32), [start for start, _ in offsets], turns, stop_ids)
+        yield _mask_turns(np.asarray(ids, np.int32), np.asarray(offsets), turns, stop_ids)
 
 
-def _mask_turns(ids: np.ndarray, starts: Sequence[int], turns: Sequence[Turn], stop_ids: Sequence[int]):
+def _mask_turns(ids: np.ndarray, offsets: np.ndarray, turns: Sequence[Turn], stop_ids: Sequence[int]):
     """Marks each turn from its first token to its end-of-turn token."""
+    starts, ends = offsets.T
     mask = np.zeros(len(ids), bool)
     stops = np.isin(ids, stop_ids)
     ended = True
     for turn in turns:
-        first, content_end, limit = np.searchsorted(starts, turn)
+        # A token that joins the prompt's last space to the response's first word belongs to the response.
+        first = np.searchsorted(ends, turn.start, side="right")
+        content_end, limit = np.searchsorted(starts, (turn.content_end, turn.limit))
         closing = np.flatnonzero(stops[content_end:limit])
         ended &= len(closing) > 0
         mask[first : content_end + closing[0] + 1 if len(closing) else content_end] = True
