@@ -1,0 +1,123 @@
+"""The parts of one decoder block. Axis letters: B T D F H K E L V as in `array_types`; S counts the keys' slots."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from selecttkd_jax.models.config import DecoderConfig
+from selecttkd_jax.models.rotary import rotate
+
+# Finite, so that a row without any key (padding) gives a plain average and not NaN.
+MASKED_SCORE = -1e30
+
+
+class RMSNorm(nnx.Module):
+    """`x / sqrt(mean(x^2) + eps) * scale`, statistics in float32."""
+
+    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises the last axis; the result has x's dtype."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(x.dtype)
+        return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+class Projection(nnx.Module):
+    """A linear map given by an einsum such as `BTD,DHE->BTHE`, with an optional bias over the new axes."""
+
+    def __init__(
+        self,
+        equation: str,
+        sizes: dict[str, int],
+        *,
+        bias: bool,
+        init_scale: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.equation = equation
+        kernel_axes, output_axes = equation.split(",")[1].split("->")
+        kernel_shape = tuple(sizes[axis] for axis in kernel_axes)
+        self.kernel = nnx.Param(nnx.initializers.normal(init_scale)(rngs.params(), kernel_shape, dtype))
+        self.bias = nnx.Param(jnp.zeros([sizes[a] for a in output_axes if a in kernel_axes], dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "B T *axes"]) -> Float[Array, "B T *axes"]:
+        """Applies the map in x's dtype."""
+        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary embedding; keys and values are never repeated."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        sizes = {"D": config.hidden_size, "H": config.num_heads, "K": config.num_kv_heads, "E": config.head_dim}
+        options = {"sizes": sizes, "init_scale": config.init_scale, "dtype": dtype, "rngs": rngs}
+        self.q = Projection("BTD,DHE->BTHE", bias=config.qkv_bias, **options)
+        self.k = Projection("BTD,DKE->BTKE", bias=config.qkv_bias, **options)
+        self.v = Projection("BTD,DKE->BTKE", bias=config.qkv_bias, **options)
+        self.o = Projection("BTHE,HED->BTD", bias=config.o_bias, **options)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
+
+    def queries_keys_values(
+        self, x: Float[Array, "B T D"], cosine: Float[Array, "B T 1 E/2"], sine: Float[Array, "B T 1 E/2"]
+    ) -> tuple[Float[Array, "B T H E"], Float[Array, "B T K E"], Float[Array, "B T K E"]]:
+        """Projects, normalises (where the model does) and rotates; values are only projected."""
+        queries, keys, values = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        return rotate(queries, cosine, sine), rotate(keys, cosine, sine), values
+
+
+def attend(
+    queries: Float[Array, "B T H E"],
+    keys: Float[Array, "B S K E"],
+    values: Float[Array, "B S K E"],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T H E"]:
+    """`softmax(q k^T / sqrt(E)) v` over the unmasked keys, scores and softmax in float32."""
+    batch, length, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[2]
+    group = num_heads // num_kv_heads
+    # Query heads that share a key head become further rows of one product: [B, K, group * T, E] x [B, K, E, S].
+    queries = (queries * head_dim**-0.5).reshape(batch, length, num_kv_heads, group, head_dim)
+    queries = queries.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
+    scores = jnp.einsum("BKNE,BSKE->BKNS", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, group, length, keys.shape[1])
+    scores = jnp.where(mask[:, None, None, :, :], scores, MASKED_SCORE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    weights = weights.reshape(batch, num_kv_heads, group * length, keys.shape[1])
+    mixed = jnp.einsum("BKNS,BSKE->BKNE", weights, values)
+    mixed = mixed.reshape(batch, num_kv_heads, group, length, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+
+
+class GatedMLP(nnx.Module):
+    """`(silu(x gate) * (x up)) down`."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        sizes = {"D": config.hidden_size, "F": config.mlp_size}
+        options = {"sizes": sizes, "bias": False, "init_scale": config.init_scale, "dtype": dtype, "rngs": rngs}
+        self.gate = Projection("BTD,DF->BTF", **options)
+        self.up = Projection("BTD,DF->BTF", **options)
+        self.down = Projection("BTF,FD->BTD", **options)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Applies the map to every position."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One decoder layer: attention and MLP, each normalised before and added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.mlp = GatedMLP(config, dtype=dtype, rngs=rngs)

@@ -1,0 +1,183 @@
+"""Safetensors in and out: checked from their headers first, then read tensor by tensor into the stacked parameters."""
+
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from selecttkd_jax.array_types import Params
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.models.config import DecoderConfig
+from selecttkd_jax.models.location import read_json
+from selecttkd_jax.models.weight_table import tensors_of, weights_of
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def check_tensors(config: DecoderConfig, directory: Path) -> dict[str, Path]:
+    """Compares the headers of a directory's safetensors files with what `config` asks for; reads no weights.
+
+    Returns:
+        The file of each tensor.
+
+    Raises:
+        InputError: naming the first tensor that is missing, not known, of the wrong shape or not floating point, or the
+            file that is missing or torn.
+    """
+    expected = tensors_of(config)
+    files: dict[str, Path] = {}
+    for path, names in _shards(directory).items():
+        header = _header(path)
+        for name in sorted(names if names is not None else header):
+            if name not in header:
+                raise InputError(f"{path} has no tensor {name}, though {INDEX_FILE} says so")
+            shape, dtype = header[name]
+            if config.tied_head and name == "lm_head.weight":
+                # Some writers store the tied head a second time; the embedding is the one that counts.
+                continue
+            if name.endswith("rotary_emb.inv_freq"):
+                # Written by old versions of transformers; computed from the config.
+                continue
+            if name not in expected:
+                raise InputError(f"{path}: unknown tensor {name}; config.json does not describe this model")
+            weight, _ = expected[name]
+            if shape != weight.hf_shape(config):
+                raise InputError(
+                    f"{path}: tensor {name} has shape {shape}, but config.json asks for {weight.hf_shape(config)}"
+                )
+            if dtype not in FLOAT_DTYPES:
+                raise InputError(
+                    f"{path}: tensor {name} has dtype {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; quantised "
+                    "weights have to be converted first"
+                )
+            files[name] = path
+    missing = [name for name in expected if name not in files]
+    if missing:
+        raise InputError(
+            f"{directory}: missing {len(missing)} of {len(expected)} tensors, the first being {missing[0]}"
+        )
+    return files
+
+
+def _shards(directory: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files to read, each with the tensors the index puts there (None: all it has)."""
+    if (directory / INDEX_FILE).is_file():
+        weight_map = read_json(directory / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{directory / INDEX_FILE} has no weight_map")
+        shards: dict[Path, list[str] | None] = {}
+        for name, file in weight_map.items():
+            shards.setdefault(directory / str(file), []).append(name)  # type: ignore[union-attr]
+        return shards
+    if (directory / SINGLE_FILE).is_file():
+        return {directory / SINGLE_FILE: None}
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return {found[0]: None}
+    if found:
+        raise InputError(f"{directory} has {len(found)} safetensors files but no {INDEX_FILE}")
+    pickled = sorted(directory.glob("*.bin"))
+    hint = f"; {pickled[0].name} is a pickle, which is never read: save the model as safetensors" if pickled else ""
+    raise InputError(f"{directory} has no *.safetensors file{hint}")
+
+
+def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor in a safetensors file; opening it also compares its length with the header."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, though {INDEX_FILE} names it")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
+
+
+def read_params(config: DecoderConfig, directory: Path, dtype: jnp.dtype) -> Params:
+    """The parameters in a directory, converted to `dtype` while they are read, one tensor at a time."""
+    files = check_tensors(config, directory)
+    params: Params = {}
+    for weight in weights_of(config):
+        if weight.per_layer:
+            # A transposing copy is slow across the stack but quick within one layer, so each is laid out on its own.
+            stacked = np.empty(weight.shape(config), dtype)
+            for layer in range(config.num_layers):
+                name = weight.hf_name.format(layer)
+                stacked[layer] = weight.from_hf(config, _tensor(files[name], name))
+        else:
+            tensor = _tensor(files[weight.hf_name], weight.hf_name)
+            stacked = np.ascontiguousarray(weight.from_hf(config, tensor).astype(dtype, copy=False))
+        *parents, leaf = weight.path.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jax.device_put(stacked)
+    return params
+
+
+def _tensor(path: Path, name: str) -> np.ndarray:
+    # Opened anew for each tensor: pages of the file that were read stay in memory for as long as it is open.
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name)
+
+
+def write_params(config: DecoderConfig, params: Params, directory: Path, dtype: jnp.dtype | None = None) -> None:
+    """Writes parameters as safetensors under Hugging Face names; `dtype` None keeps each one's own."""
+    tensors = tensors_of(config)
+
+    def read(name: str) -> np.ndarray:
+        weight, layer = tensors[name]
+        leaf: Any = params
+        for key in weight.path.split("."):
+            leaf = leaf[key]
+        array = np.asarray(leaf if layer is None else leaf[layer])
+        return weight.to_hf(config, array if dtype is None else array.astype(dtype))
+
+    itemsize = np.dtype(dtype if dtype is not None else params["embedding"].dtype).itemsize
+    sizes = {name: prod(weight.hf_shape(config)) * itemsize for name, (weight, _) in tensors.items()}
+    write_tensors(sizes, read, directory)
+
+
+def write_tensors(
+    sizes: dict[str, int],
+    read: Callable[[str], np.ndarray],
+    directory: Path,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Writes tensors to one safetensors file, or to several with an index where they exceed `max_shard_bytes`.
+
+    Args:
+        sizes: bytes of each tensor.
+        read: gives a tensor by name; called shard by shard.
+        directory: where to write.
+        max_shard_bytes: largest size of one file, 5 GB unless given.
+    """
+    limit = MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # The writer takes the bytes as they lie in memory, so a transposed view would come out scrambled.
+        contiguous = {name: np.ascontiguousarray(read(name)) for name in names}
+        save_file(contiguous, directory / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
