@@ -166,11 +166,13 @@ def _end_of_turn_id(tokenizer: Tokenizer) -> int | None:
     """The first special token that the chat template writes behind an assistant's answer."""
     if not tokenizer.chat_template:
         return None
+    import jinja2
+
     answer = "answer"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template may refuse this conversation; rendering real records reports such trouble
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # rendering the real records reports such trouble
         logger.debug("the chat template refuses the probe conversation: %s", first_line(error))
         return None
     behind = text[text.rindex(answer) + len(answer) :] if answer in text else ""
