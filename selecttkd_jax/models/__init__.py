@@ -8,6 +8,7 @@ from selecttkd_jax.models.config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models.decoder import count_params, forward, head, head_logits, init_params
 from selecttkd_jax.models.gguf import convert_gguf, packaged_gguf
 from selecttkd_jax.models.hf_config import decoder_config, hf_config
+from selecttkd_jax.models.pair import Pair
 from selecttkd_jax.models.pretrained import (
     Pretrained,
     check_replaceable,

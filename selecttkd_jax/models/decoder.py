@@ -90,7 +90,7 @@ def forward(
         hidden, cached, index = carry
         block = nnx.merge(graph, layer_params)
         queries, keys, values = block.attention.queries_keys_values(block.attention_norm(hidden), cosine, sine)
-        if cached is not None:
+        if cache is not None:
             cached = tuple(
                 jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), (index, 0, cache.next_slot, 0, 0))
                 for whole, new in zip(cached, (keys, values), strict=True)

@@ -1,7 +1,7 @@
 """Hugging Face `config.json` to `DecoderConfig` and back. Every field is used, known to be without effect, or refused.
 
-A field that is passed over in silence is a wrong model that trains without a word, so a field this file does not know is
-an error, and so are two fields that contradict each other.
+A field that is passed over in silence is a wrong model that trains without a word, so a field this file does not know
+is an error, and so are two fields that contradict each other.
 """
 
 from typing import Any
@@ -187,8 +187,8 @@ class _Fields:
         for name in self.values:
             if name not in known:
                 raise InputError(
-                    f"{self.source}: unknown field {name!r}{did_you_mean(name, [*USED, *NEUTRAL])}; it might change the "
-                    "model, so remove it from config.json if you know that it does not"
+                    f"{self.source}: unknown field {name!r}{did_you_mean(name, [*USED, *NEUTRAL])}; it might change "
+                    "the model, so remove it from config.json if you know that it does not"
                 )
 
     def refuse_without_support(self) -> None:
@@ -225,6 +225,6 @@ def _check_full_attention(fields: _Fields, num_layers: int) -> None:
         in_use = False
     if in_use:
         raise InputError(
-            f"{fields.source}: use_sliding_window is true with sliding_window {window}; sliding-window attention is not "
-            "supported"
+            f"{fields.source}: use_sliding_window is true with sliding_window {window}; sliding-window attention is "
+            "not supported"
         )

@@ -74,11 +74,10 @@ def read_rotary(hf_config: dict[str, Any], max_positions: int, source: str) -> R
         fields.setdefault("original_max_position_embeddings", max_positions)
     if kind == "yarn":
         _complete_yarn(fields, max_positions)
-    ours = {KIND_FIELDS[kind][name]: value for name, value in fields.items()}
-    floats = {
-        name: value if name in ("truncate", "original_max_positions") else float(value) for name, value in ours.items()
-    }
-    return RotaryConfig(theta=float(theta), kind=kind, **floats)
+    ours: dict[str, Any] = {KIND_FIELDS[kind][name]: value for name, value in fields.items()}
+    for name, value in ours.items():
+        ours[name] = value if name in ("truncate", "original_max_positions") else float(value)
+    return RotaryConfig(theta=float(theta), kind=kind, **ours)
 
 
 def write_rotary(config: RotaryConfig) -> dict[str, Any]:

@@ -39,7 +39,6 @@ def locate(path_or_hub_name: str | Path, *, weights: bool) -> Path:
 
 def _from_hub(name: str, patterns: tuple[str, ...]) -> Path:
     # Imported here because it takes a while, and a local directory needs none of it.
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -48,7 +47,7 @@ def _from_hub(name: str, patterns: tuple[str, ...]) -> Path:
         directory = Path(snapshot_download(name, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError:
         raise InputError(f"{missing} (the hub cannot be reached and the local cache lacks it)") from None
-    except (HFValidationError, HfHubHTTPError, httpx.HTTPError) as error:
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise InputError(f"{missing} ({str(error).splitlines()[0]})") from None
     if not (directory / "config.json").is_file():
         raise InputError(f"the hub model {name} has no config.json")

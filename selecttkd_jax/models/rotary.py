@@ -12,8 +12,8 @@ from selecttkd_jax.models.config import RotaryConfig
 def inverse_frequencies(config: RotaryConfig, head_dim: int) -> np.ndarray:
     """Radians per token of each rotated pair, float32 `[E / 2]`.
 
-    `default`: `theta ** (-2i / E)`; `linear`: that over `factor`; `llama3` and `yarn`: a blend of the two, by wavelength
-    and by the number of turns within the original context.
+    `default`: `theta ** (-2i / E)`; `linear`: that over `factor`; `llama3` and `yarn`: a blend of the two, by the
+    number of turns within the original context (YaRN blends linearly in i between two such numbers).
 
     Source: transformers' `modeling_rope_utils` is the reference for all four kinds; YaRN, arXiv 2309.00071, section 3.
     """

@@ -1,7 +1,7 @@
 """The one table between our parameters and their names and layouts on disk. Import, export and GGUF derive from it.
 
-A row gives our path and axes, the Hugging Face name and axes, and the GGUF name. `HE,D` means a matrix whose first axis
-is H and E flattened together. The layout change from disk to ours and its inverse both follow from the two axis strings.
+A row gives our path and axes, the Hugging Face name and axes, and the GGUF name. `HE,D` means a matrix whose first
+axis is H and E flattened together. The layout change from disk to ours and its inverse both follow from the axes.
 """
 
 from dataclasses import dataclass

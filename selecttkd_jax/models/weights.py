@@ -177,6 +177,8 @@ def write_tensors(
         # The writer takes the bytes as they lie in memory, so a transposed view would come out scrambled.
         contiguous = {name: np.ascontiguousarray(read(name)) for name in names}
         save_file(contiguous, directory / file, metadata={"format": "pt"})
+        # The writer makes files that only their owner may read; give them the permissions of their directory.
+        (directory / file).chmod(directory.stat().st_mode & 0o666)
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
