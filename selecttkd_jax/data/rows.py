@@ -8,7 +8,9 @@ import dataclasses
 import functools
 import logging
 import zlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -155,21 +157,20 @@ def _tokenize_chunk(records: Sequence[Record], tokenizer: Tokenizer, stop_ids: S
             offsets = [*offsets[:kept], (len(text), len(text) + 1)]
             turns = [turns[0]._replace(limit=len(text) + 1)]
             stop_ids = [tokenizer.eos_token_id]
-        yield _mask_turns(np.asarray(ids, np.int32), np.asarray(offsets), turns, stop_ids)
+        yield _mask_turns(ids, offsets, turns, stop_ids)
 
 
-def _mask_turns(ids: np.ndarray, offsets: np.ndarray, turns: Sequence[Turn], stop_ids: Sequence[int]):
-    """Marks each turn from its first token to its end-of-turn token."""
-    starts, ends = offsets.T
+def _mask_turns(ids: Sequence[int], offsets: Sequence[tuple[int, int]], turns: Sequence[Turn], stop_ids: Sequence[int]):
+    """Marks each turn from its first token to its end-of-turn token. `offsets` are each token's [start, end)."""
     mask = np.zeros(len(ids), bool)
-    stops = np.isin(ids, stop_ids)
     ended = True
     for turn in turns:
         # A token that joins the prompt's last space to the response's first word belongs to the response.
-        first = np.searchsorted(ends, turn.start, side="right")
-        content_end, limit = np.searchsorted(starts, (turn.content_end, turn.limit))
-        closing = np.flatnonzero(stops[content_end:limit])
-        ended &= len(closing) > 0
-        mask[first : content_end + closing[0] + 1 if len(closing) else content_end] = True
+        first = bisect_right(offsets, turn.start, key=itemgetter(1))
+        content_end = bisect_left(offsets, turn.content_end, key=itemgetter(0))
+        limit = bisect_left(offsets, turn.limit, key=itemgetter(0))
+        closing = next((index for index in range(content_end, limit) if ids[index] in stop_ids), None)
+        ended &= closing is not None
+        mask[first : content_end if closing is None else closing + 1] = True
     mask[:1] = False  # nothing predicts a row's first token
-    return ids, mask, ended
+    return np.asarray(ids, np.int32), mask, ended
