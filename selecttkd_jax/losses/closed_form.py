@@ -26,7 +26,7 @@ Kernel = Callable[..., tuple[PerToken, Logits]]
 
 def as_float32(logits: Logits) -> Logits:
     """Casts to float32, the least precision anything here computes in (float64 stays)."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
 
 
 def check_logits(student_logits: Logits, teacher_logits: Logits) -> None:

@@ -88,15 +88,15 @@ def decoupled_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Arr
 
 def _target_kernel(log_q, log_p, labels):
     target = _is_target(log_q, labels)
-    log_pg, log_qg = pick(log_p, labels), pick(log_q, labels)
     # The mass of the others is summed, not taken as 1 - p(g): that would be 0, with an infinite log, for p(g) near 1.
-    log_rest_p, log_rest_q = _log_rest(log_p, target), _log_rest(log_q, target)
-    pg, qg = jnp.exp(log_pg), jnp.exp(log_qg)
-    value = _entry(pg, log_pg, log_qg) + _entry(jnp.exp(log_rest_p), log_rest_p, log_rest_q)
+    log_rest_q = _log_rest(log_q, target)
+    log_pair_p = jnp.stack([pick(log_p, labels), _log_rest(log_p, target)], axis=-1)
+    log_pair_q = jnp.stack([pick(log_q, labels), log_rest_q], axis=-1)
+    pair_p, pair_q = jnp.exp(log_pair_p), jnp.exp(log_pair_q)
+    value = relative_entropy(pair_p, log_pair_p, log_pair_q, pair_q - pair_p)
     # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q.
     other_shares = jnp.exp(_without(log_q, target, log_rest_q))
-    gradient = (qg - pg)[..., None] * jnp.where(target, 1.0, -other_shares)
-    return jnp.maximum(value, 0.0), gradient
+    return value, (pair_q - pair_p)[..., :1] * jnp.where(target, 1.0, -other_shares)
 
 
 def _non_target_kernel(log_q, log_p, labels):
@@ -120,7 +120,3 @@ def _without(log_probs: Logits, target: Array, log_rest: PerToken) -> Logits:
     """Log-probabilities over everything but the target (for which they are -inf)."""
     finite_rest = jnp.where(log_rest > -jnp.inf, log_rest, 0.0)
     return jnp.where(target, -jnp.inf, log_probs - finite_rest[..., None])
-
-
-def _entry(prob: PerToken, log_prob: PerToken, log_other: PerToken) -> PerToken:
-    return jnp.where(prob > 0, prob * (log_prob - log_other), 0.0)

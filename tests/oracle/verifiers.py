@@ -1,0 +1,27 @@
+"""The verifiers in NumPy float64, one position at a time, written from their definitions."""
+
+import numpy as np
+from oracle.divergences import entropy, hellinger, softmax
+
+
+def greedy_top_k(zq, zp, k):
+    """By sorting: the student's first argmax, against every token that reaches the teacher's k-th highest logit."""
+    zq, zp = np.asarray(zq, np.float64), np.asarray(zp, np.float64)
+    return float(zp[int(np.argmax(zq))] >= np.sort(zp)[::-1][k - 1])
+
+
+def spec_k(zq, zp, k):
+    return 1.0 - (1.0 - np.minimum(softmax(zq), softmax(zp)).sum()) ** k
+
+
+def hellinger_gate(zq, zp, tau):
+    return float(hellinger(zq, zp)[0] <= tau)
+
+
+def entropy_gate(zq, zp, threshold, source):
+    return float(entropy(zp if source == "teacher" else zq) <= threshold)
+
+
+def label_in_top_k(zp, label, k):
+    zp = np.asarray(zp, np.float64)
+    return float(zp[label] >= np.sort(zp)[::-1][k - 1])
