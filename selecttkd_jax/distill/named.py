@@ -1,0 +1,92 @@
+"""Objectives by name, for configuration files and the command line."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from selecttkd_jax import losses, selection
+from selecttkd_jax.checks import InputError, check_at_least, check_in_range, check_one_of
+from selecttkd_jax.distill.objective import Objective
+
+DIVERGENCES: dict[str, Callable] = {
+    function.__name__: function
+    for function in (
+        losses.forward_kl,
+        losses.reverse_kl,
+        losses.skew_kl,
+        losses.skew_reverse_kl,
+        losses.jensen_shannon,
+        losses.adaptive_kl,
+        losses.total_variation,
+        losses.hellinger,
+    )
+}
+VERIFIERS: dict[str, Callable] = {
+    function.__name__: function
+    for function in (selection.accept_all, selection.greedy_top_k, selection.spec_k, selection.hellinger)
+}
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised, and which tokens count."""
+
+    divergence: str = "forward_kl"
+    """forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jensen_shannon, adaptive_kl, total_variation or hellinger."""
+    alpha: float | None = None
+    """Share of the other model in the mixture of skew_kl and skew_reverse_kl, in [0, 1). Left out: 0.1."""
+    beta: float | None = None
+    """Mixture m = beta p + (1 - beta) q of jensen_shannon (p the teacher), in [0, 1]. Left out: 0.5."""
+    mu: float | None = None
+    """Teacher mass that adaptive_kl calls the head, in [0, 1]. Left out: 0.5."""
+    verifier: str = "greedy_top_k"
+    """greedy_top_k, spec_k, hellinger (the soft weight), or accept_all (vanilla distillation)."""
+    k: int | None = None
+    """Teacher tokens that greedy_top_k accepts, or candidates that spec_k draws; at least 1. Left out: 5."""
+    floor: float = 0.01
+    """Weight of a rejected token, in [0, 1] (the paper's beta); an accepted one weighs 1."""
+    temperature: float = 1.0
+    """Divides both models' logits in the divergence; verification stays at 1."""
+    normalizer: str = "sequence"
+    """sequence (mean over sequences of each one's token mean), token (all tokens pooled) or weight (sum of weights)."""
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None:
+            check_in_range("objective.alpha", self.alpha, 0, 1, include_high=False)
+        for name in ("beta", "mu"):
+            if getattr(self, name) is not None:
+                check_in_range(f"objective.{name}", getattr(self, name), 0, 1)
+        if self.k is not None:
+            check_at_least("objective.k", self.k, 1)
+        check_in_range("objective.floor", self.floor, 0, 1)
+        self.build()
+
+    def build(self) -> Objective:
+        """The objective itself.
+
+        Raises:
+            InputError: An unknown name, a value out of range, or an option that the named function does not have.
+        """
+        return Objective(
+            divergence=self._bind("divergence", DIVERGENCES, ("alpha", "beta", "mu")),
+            verifier=self._bind("verifier", VERIFIERS, ("k",)),
+            floor=self.floor,
+            temperature=self.temperature,
+            normalizer=self.normalizer,
+        )
+
+    def _bind(self, kind: str, table: dict[str, Callable], options: tuple[str, ...]) -> Callable:
+        name = getattr(self, kind)
+        check_one_of(f"objective.{kind}", name, table)
+        function = table[name]
+        given = {option: getattr(self, option) for option in options if getattr(self, option) is not None}
+        for option in given:
+            # Silently ignoring it would train something else than what was asked for.
+            if option not in inspect.signature(function).parameters:
+                users = [other for other in table if option in inspect.signature(table[other]).parameters]
+                raise InputError(
+                    f"objective.{option} is an option of {', '.join(users)}, not of {name}; leave it out or choose "
+                    f"another objective.{kind}"
+                )
+        return partial(function, **given) if given else function

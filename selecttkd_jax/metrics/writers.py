@@ -1,0 +1,97 @@
+"""Where a run's numbers go: `metrics.jsonl` always, `metrics.csv` for spreadsheets, TensorBoard and W&B when there.
+
+One line a step. A step that was also evaluated carries the held-out numbers on the same line.
+"""
+
+import csv
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, float]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Reads `metrics.jsonl`; a last line torn by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("%s: left out a line that is not JSON (cut off by a kill?)", path)
+    return rows
+
+
+class MetricsWriter:
+    """Appends rows to a run's metrics files.
+
+    Resuming drops the rows after `resume_step`: they belong to steps that will be taken again.
+
+    Args:
+        directory: The run's directory.
+        resume_step: The step from which the run continues; 0 for a new run.
+        wandb_project: The W&B project to log to, or None. Needs the `wandb` extra.
+    """
+
+    def __init__(self, directory: Path, resume_step: int = 0, wandb_project: str | None = None):
+        self._jsonl = directory / "metrics.jsonl"
+        self._csv = directory / "metrics.csv"
+        kept = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step] if self._jsonl.exists() else []
+        self.rows = kept if resume_step else []
+        # Rewritten through a neighbour, so that a kill at this moment loses nothing.
+        rewritten = self._jsonl.with_suffix(".jsonl.tmp")
+        rewritten.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
+        rewritten.replace(self._jsonl)
+        self._file = self._jsonl.open("a", encoding="utf-8")
+        self._tensorboard = _tensorboard_writer(directory, resume_step)
+        self._wandb = _wandb_run(directory, wandb_project)
+
+    def write(self, row: Row) -> None:
+        """Appends one row, which has a `step`."""
+        self.rows.append(row)
+        self._file.write(f"{json.dumps(row)}\n")
+        self._file.flush()
+        step = int(row["step"])
+        values = {name: value for name, value in row.items() if name != "step"}
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def write_csv(self) -> None:
+        """Writes all rows so far as a table with one column a metric; absent values stay blank."""
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with self._csv.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, fieldnames=columns)
+            table.writeheader()
+            table.writerows(self.rows)
+
+    def close(self) -> None:
+        """Writes the table and closes every file."""
+        self.write_csv()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
+    if importlib.util.find_spec("tensorboardX") is None:
+        return None
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+
+def _wandb_run(directory: Path, project: str | None) -> Any:
+    if project is None:
+        return None
+    import wandb
+
+    return wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow", id=directory.name)

@@ -1,0 +1,252 @@
+"""From a configuration to parts to the loop: the one way the command line and the experiments start anything.
+
+Everything that can be wrong is found before a model is loaded: configs, weights' headers, tokenizers, rows.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from selecttkd_jax import data, generation, models
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
+from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
+from selecttkd_jax.generation import Sampling
+from selecttkd_jax.metrics import MetricsWriter
+from selecttkd_jax.progress import StepProgress, progress_bar
+from selecttkd_jax.training import (
+    Checkpoints,
+    init_state,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+    run_loop,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: Where everything is.
+        student: The exported student, a Hugging Face directory.
+        metrics: `metrics.jsonl`; `metrics.csv` lies beside it.
+        before: Held-out numbers before the first step.
+        after: Held-out numbers after the last step.
+        plots: The figures; empty without the `plots` extra.
+    """
+
+    directory: Path
+    student: Path
+    metrics: Path
+    before: dict[str, float]
+    after: dict[str, float]
+    plots: list[Path]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before a model is loaded."""
+
+    pair: models.Pair
+    tokenizer: object
+    train_rows: data.Rows | None
+    held_out_rows: data.Rows
+
+
+def train(config: RunConfig) -> Run:
+    """Distils: starts the run in `config.output`, or resumes the one that is there.
+
+    Raises:
+        InputError: Anything wrong with what the configuration names. Existing files are untouched.
+    """
+    directory = Path(config.output)
+    check_output(config, directory)
+    prepared = prepare(config)
+    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
+    student = models.from_pretrained(config.models.student)
+
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.toml")
+    rows = prepared.train_rows
+    assert rows is not None
+    batches = data.make_batches(
+        rows,
+        config.data.batch_size,
+        config.data.max_length,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    state = init_state(student.params, optimizer, config.seed)
+    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(state)
+        batches.set_state(position)
+        logger.info("resuming from step %d", int(state.step))
+    # From here on the state's copy is the student; a second one would only take memory.
+    student = replace(student, params={})
+
+    evaluate = HeldOut(
+        prepared.pair,
+        data.eval_batches(prepared.held_out_rows, config.data.batch_size, config.data.max_length),
+        held_out_verifiers(config.objective.k or 5),
+    )
+    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
+    step = make_train_step(
+        prepared.pair, config.objective.build(), optimizer, micro_batches=config.training.micro_batches
+    )
+    schedule = learning_rate_schedule(config.optimizer, config.training.steps)
+    try:
+        with StepProgress(config.training.log_every) as progress:
+            state = run_loop(
+                state, teacher.params, step, batches, evaluate, writer, checkpoints, schedule, config.training, progress
+            )
+    finally:
+        writer.close()
+        checkpoints.close()
+    exported = directory / "student"
+    models.save_pretrained(exported, replace(student, params=state.params))
+    logger.info("student exported to %s", exported)
+    held_out = [_held_out_of(row) for row in writer.rows if "held_out/kl" in row]
+    return Run(directory, exported, directory / "metrics.jsonl", held_out[0], held_out[-1], _plot(directory))
+
+
+def check_output(config: RunConfig, directory: Path) -> None:
+    """Raises InputError when `directory` holds anything but this very run."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"output {directory} is a file; name a directory")
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not (directory / "config.toml").is_file():
+        raise InputError(
+            f"output {directory} holds files but no run of ours (no config.toml); choose another directory"
+        )
+    there = config_to_dict(load_config(directory / "config.toml"))
+    changed = differences(there, config_to_dict(config))
+    if changed:
+        raise InputError(
+            f"output {directory} belongs to a different run: {'; '.join(changed)}; choose another output, or restore "
+            "these options to resume"
+        )
+
+
+def prepare(config: RunConfig, *, train_rows: bool = True) -> Prepared:
+    """Reads and checks everything but the weights themselves, and says what it found.
+
+    Args:
+        config: The run.
+        train_rows: Whether the training rows are tokenised; evaluation needs only the held-out ones.
+    """
+    teacher_config, _ = models.read_config(config.models.teacher)
+    student_config, _ = models.read_config(config.models.student)
+    for name in (config.models.teacher, config.models.student):
+        models.check_weights(name)
+    tokenizer = data.load_tokenizer(config.models.teacher)
+    data.check_same_tokenizer(tokenizer, data.load_tokenizer(config.models.student))
+    stops = data.stop_ids(tokenizer, config.models.teacher)
+    train_records, held_out_records = read_split(config.data)
+
+    def tokenize(records: list[data.Record], name: str) -> data.Rows:
+        rows = data.tokenize_records(records, tokenizer, config.data.max_length, stops, config.data.template)
+        logger.info("%s: %s", name, rows.summary())
+        return rows
+
+    pair = models.Pair(
+        student=student_config,
+        teacher=teacher_config,
+        vocab_size=data.tokenizer_size(tokenizer),
+        dtype=config.models.compute_dtype,
+        remat=config.models.remat,
+    )
+    for role, decoder in (("teacher", teacher_config), ("student", student_config)):
+        logger.info("%s: %.1f M parameters, %d layers", role, models.count_params(decoder) / 1e6, decoder.num_layers)
+    rows = tokenize(train_records, "training rows") if train_rows else None
+    return Prepared(pair, tokenizer, rows, tokenize(held_out_records, "held-out rows"))
+
+
+def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Record]]:
+    """Training and held-out records. Without held-out data of its own, the last rows are held out of training."""
+    records = data.read_records(config.train, config.columns)
+    if config.held_out is not None:
+        return records, data.read_records(config.held_out, config.columns)[: config.held_out_rows]
+    if len(records) <= config.held_out_rows:
+        raise InputError(
+            f"{config.train} has {len(records)} rows, and data.held_out_rows would hold out {config.held_out_rows} of "
+            "them; lower it, or name data.held_out"
+        )
+    return records[: -config.held_out_rows], records[-config.held_out_rows :]
+
+
+def evaluate(config: RunConfig) -> dict[str, float]:
+    """Held-out numbers of the student named in `config.models.student`."""
+    prepared = prepare(config, train_rows=False)
+    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
+    student = models.from_pretrained(config.models.student)
+    batches = data.eval_batches(prepared.held_out_rows, config.data.batch_size, config.data.max_length)
+    held_out = HeldOut(prepared.pair, batches, held_out_verifiers(config.objective.k or 5))
+    with progress_bar("evaluating") as advance:
+        return held_out(student.params, teacher.params, advance)
+
+
+def generate(
+    model: str,
+    records: Sequence[data.Record],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    template: str = "chat",
+    dtype: str = "float32",
+) -> list[str]:
+    """Lets `model` answer the prompt of each record; returns the texts in the records' order.
+
+    Raises:
+        InputError: The model, its tokenizer or a prompt is not usable.
+    """
+    models.read_config(model)
+    models.check_weights(model)
+    tokenizer = data.load_tokenizer(model)
+    prompts = [data.render_prompt(record, tokenizer, template) for record in records]
+    pretrained = models.from_pretrained(model, jnp.dtype(dtype))
+    done = 0
+    with progress_bar("generating") as advance:
+
+        def count(answered: int) -> None:
+            nonlocal done
+            done += answered
+            advance(done, len(prompts))
+
+        responses = generation.generate(
+            pretrained.config,
+            pretrained.params,
+            prompts,
+            sampling=sampling,
+            stop_ids=data.stop_ids(tokenizer, model),
+            key=jax.random.key(seed),
+            batch_size=batch_size,
+            progress=count,
+        )
+    return [tokenizer.decode(response, skip_special_tokens=True).strip() for response in responses]
+
+
+def _held_out_of(row: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
+
+
+def _plot(directory: Path) -> list[Path]:
+    try:
+        from selecttkd_jax.plotting import plot_run
+    except ImportError:
+        logger.info("no plots: install selecttkd-jax[plots]")
+        return []
+    return plot_run(directory)

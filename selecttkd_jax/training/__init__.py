@@ -1,0 +1,19 @@
+"""Optimizer, state, step, checkpoints and loop."""
+
+from selecttkd_jax.training.checkpoint import Checkpoints
+from selecttkd_jax.training.loop import LoopConfig, run_loop
+from selecttkd_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from selecttkd_jax.training.state import TrainState, init_state
+from selecttkd_jax.training.step import make_train_step
+
+__all__ = [
+    "Checkpoints",
+    "LoopConfig",
+    "OptimizerConfig",
+    "TrainState",
+    "init_state",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "make_train_step",
+    "run_loop",
+]

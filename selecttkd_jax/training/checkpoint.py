@@ -1,0 +1,68 @@
+"""Checkpoints of the student, its optimizer, the step, the key and the position in the data (Orbax).
+
+The teacher is frozen and never saved. Orbax writes into a temporary directory and renames it, so a kill during a save
+leaves the previous checkpoint as the newest.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        directory: Where they are kept, one folder a step.
+        keep: How many of the newest are kept.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step")
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Saves in the background; arrays are copied to the host before this returns."""
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)), data=ocp.args.JsonSave(data_state))
+        self._manager.save(step, args=args)
+
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restores the newest checkpoint with the shapes, dtypes and shardings of `template`.
+
+        Raises:
+            InputError: When the checkpoint holds another model.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(template))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(self.latest_step, args=args)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self._manager.directory} holds a checkpoint of another model: {reason}") from error
+        tree = restored["state"]
+        key = jax.random.wrap_key_data(tree.pop("key"))
+        return TrainState(**tree, key=key), restored["data"]
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self._manager.close()
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+    """The state as a dict of plain arrays: on disk a key is its raw numbers."""
+    tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {**tree, "key": jax.random.key_data(state.key)}

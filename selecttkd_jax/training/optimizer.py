@@ -1,0 +1,99 @@
+"""AdamW with warm-up, a schedule, clipping and a decay mask."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selecttkd_jax.array_types import Params
+from selecttkd_jax.checks import InputError, check_at_least, check_in_range
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the rate rises from zero to its peak."""
+    final_fraction: float = 0.0
+    """Share of the peak rate that is left at the last step (cosine and linear)."""
+    b1: float = 0.9
+    """Decay of the mean of the gradients."""
+    b2: float = 0.95
+    """Decay of the mean of the squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the matrices; norms and biases are never decayed."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; None leaves gradients alone."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise InputError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}")
+        check_in_range("optimizer.warmup_fraction", self.warmup_fraction, 0, 1)
+        check_in_range("optimizer.final_fraction", self.final_fraction, 0, 1)
+        check_in_range("optimizer.b1", self.b1, 0, 1, include_high=False)
+        check_in_range("optimizer.b2", self.b2, 0, 1, include_high=False)
+        check_at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"optimizer.clip_norm must be above 0 (or left out), got {self.clip_norm}")
+
+
+def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The rate of each step: a linear rise over the warm-up, then the schedule's fall to the last step.
+
+    Step s of the warm-up's w takes the rate (s + 1) / w of the peak, so the first step already learns.
+    """
+    warmup = round(config.warmup_fraction * total_steps)
+    rest = max(total_steps - warmup, 1)
+    peak, end = config.learning_rate, config.learning_rate * config.final_fraction
+    fall = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction),
+        "linear": optax.linear_schedule(peak, end, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if warmup == 0:
+        return fall
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def decay_mask(params: Params) -> Params:
+    """True for the matrices, False for norm scales and biases, which weight decay would only shrink."""
+
+    def is_matrix(path: tuple, _: jax.Array) -> bool:
+        names = [str(getattr(entry, "key", entry)) for entry in path]
+        return names[-1] != "bias" and not any("norm" in name for name in names)
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW under the schedule.
+
+    Args:
+        config: Rates and decays.
+        total_steps: Optimizer steps of the whole run, over which the schedule is laid.
+
+    Returns:
+        A gradient transformation for float32 master parameters.
+    """
+    adamw = optax.adamw(
+        learning_rate_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+        mu_dtype=jnp.float32,
+    )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

@@ -1,0 +1,87 @@
+"""One optimizer step: a pure, jitted function of (state, teacher parameters, batch)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selecttkd_jax.array_types import Array, Params
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.data import Batch
+from selecttkd_jax.distill import LossSums, Objective
+from selecttkd_jax.models import Pair
+from selecttkd_jax.training.state import TrainState, stream_key
+
+StepMetrics = dict[str, Array | LossSums]
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    pair: Pair,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+) -> TrainStep:
+    """Builds the training step.
+
+    The gradient is that of `sum(loss) / sum(count)` over the whole batch: micro-batches are summed first and divided
+    once, so one batch of 8 and 8 micro-batches of 1 take the same step.
+
+    Args:
+        pair: Architectures, shared vocabulary and compute dtype.
+        objective: Divergence, verifier, floor, temperature and normaliser.
+        optimizer: A gradient transformation over the float32 master weights.
+        micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
+
+    Returns:
+        `step(state, teacher_params, batch) -> (state, metrics)`, jitted. It donates `state`, never the teacher.
+        `metrics` holds `sums` (the objective's LossSums) and `grad_norm` (before clipping).
+
+    Raises:
+        InputError: At trace time, when `micro_batches` does not divide the batch.
+    """
+
+    def micro_sums(params: Params, teacher_params: Params, batch: Batch, uniforms: Array) -> tuple[Array, LossSums]:
+        student_logits, teacher_logits = pair.logits(
+            params, teacher_params, batch.input_ids, batch.positions, batch.segment_ids
+        )
+        sums = objective(student_logits, teacher_logits, batch.loss_mask, uniforms)
+        return sums.loss, sums
+
+    micro_grads = jax.grad(micro_sums, has_aux=True)
+
+    def batch_grads(params: Params, teacher_params: Params, batch: Batch, uniforms: Array) -> tuple[Params, LossSums]:
+        if micro_batches == 1:
+            return micro_grads(params, teacher_params, batch, uniforms)
+
+        def add(carry: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
+            return jax.tree.map(jnp.add, carry, micro_grads(params, teacher_params, *part)), None
+
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(micro_batches, leaf.shape[0] // micro_batches, *leaf.shape[1:]),
+            (batch, uniforms),
+        )
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(micro_grads, params, teacher_params, *first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return total
+
+    def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        rows = batch.input_ids.shape[0]
+        if rows % micro_batches:
+            raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
+        # Drawn once for the whole batch: the same key gives the same mask however the batch is cut.
+        key = stream_key(state.key, "verification", state.step)
+        uniforms = jax.random.uniform(key, batch.loss_mask.shape)
+        grads, sums = batch_grads(state.params, teacher_params, batch, uniforms)
+        scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics: StepMetrics = {"sums": sums, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
