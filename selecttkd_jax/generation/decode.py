@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int
 
 from selecttkd_jax import models
@@ -35,7 +34,7 @@ def decode(
     row_keys: Key,
     *,
     sampling: Sampling,
-    dtype: DTypeLike | None = None,
+    dtype: jnp.dtype | None = None,
 ) -> tuple[TokenIds, Int[Array, " B"]]:
     """Generates one response per row, until every row has stopped or `max_new_tokens` is reached.
 
@@ -56,7 +55,7 @@ def decode(
         The responses `[B, max_new_tokens]`, zero past their end, and their lengths `[B]`, the stop token included.
     """
     batch, prompt_length = prompt_ids.shape
-    cache_dtype = jax.tree.leaves(params)[0].dtype if dtype is None else dtype
+    cache_dtype = params["embedding"].dtype if dtype is None else dtype
     # The last token is never fed back, so it needs no slot.
     cache = models.init_cache(config, batch, prompt_length + sampling.max_new_tokens - 1, cache_dtype)
 
@@ -64,6 +63,7 @@ def decode(
     hidden, cache = models.forward(
         config, params, prompt_ids, positions, prompt_mask.astype(jnp.int32), cache, dtype=dtype
     )
+    assert cache is not None  # one went in
     prompt_lengths = positions[:, -1] + 1
     every_row = jnp.ones((batch, 1), jnp.int32)
 
@@ -83,12 +83,13 @@ def decode(
         hidden, cache = models.forward(
             config, params, state.token[:, None], positions, every_row, state.cache, dtype=dtype
         )
+        assert cache is not None
         token = jnp.where(state.done, 0, pick(hidden, state.step))
         return _Decoding(
             step=state.step + 1,
             token=token,
             done=state.done | is_stop(token),
-            lengths=state.lengths + ~state.done,
+            lengths=state.lengths + (~state.done).astype(jnp.int32),
             responses=lax.dynamic_update_slice(state.responses, token[:, None], (0, state.step)),
             cache=cache,
         )

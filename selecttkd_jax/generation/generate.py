@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from selecttkd_jax import models
 from selecttkd_jax.array_types import Key, Params
@@ -27,7 +26,7 @@ def generate(
     stop_ids: Sequence[int],
     key: Key,
     batch_size: int = 8,
-    dtype: DTypeLike | None = None,
+    dtype: jnp.dtype | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Answers every prompt.
@@ -54,11 +53,13 @@ def generate(
         InputError: An empty prompt, or a token id outside the model's vocabulary.
     """
     check_at_least("batch_size", batch_size, 1)
-    _check_prompts(prompts, config.vocab_size)
+    _check_ids(prompts, stop_ids, config.vocab_size)
     # Short with short wastes no padding; the longest go first, so that running out of memory shows at once.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     batch_size = min(batch_size, len(prompts))
-    stops = jnp.asarray(stop_ids, jnp.int32).reshape(-1)
+    # A fixed length, so that the number of stop ids compiles nothing anew; no token is -1.
+    stops = np.full(max(8, len(stop_ids)), -1, np.int32)
+    stops[: len(stop_ids)] = stop_ids
     row_key = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
 
     responses: list[list[int]] = [[] for _ in prompts]
@@ -76,7 +77,11 @@ def generate(
     return responses
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+def _check_ids(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], vocab_size: int) -> None:
+    # JAX clamps an index that is out of range: without this, a wrong tokenizer would generate nonsense.
+    for stop_id in stop_ids:
+        if not 0 <= stop_id < vocab_size:
+            raise InputError(f"stop id {stop_id} is outside [0, {vocab_size}), the model's vocabulary")
     for number, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise InputError(f"prompt {number} is empty; a prompt needs at least one token")

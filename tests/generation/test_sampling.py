@@ -41,7 +41,7 @@ def test_top_p_keeps_all_of_a_mass_no_float_sum_reaches():
 def test_top_p_equals_the_sorted_rule_on_random_rows():
     logits = 3 * jax.random.normal(jax.random.key(0), (64, 101))
     probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
-    for top_p in (0.05, 0.5, 0.9, 0.99):
+    for top_p in (0.05, 0.9):
         expected = [smallest_set_reaching(row, top_p) for row in probabilities]
         assert kept(keep_top_p(logits, top_p)) == expected
 
