@@ -34,7 +34,7 @@ class Rows:
             which nothing predicts.
         max_length: the length rows were cut to, in tokens.
         read: records read.
-        cut: rows that lost tokens at the response's end.
+        cut: rows that lost the end of their response.
         dropped: rows left out because no response token fitted.
     """
 
@@ -118,7 +118,7 @@ def tokenize_records(
         for ids, mask, ended in _tokenize_chunk(records[start : start + _CHUNK], tokenizer, stop_ids, template):
             unended += not ended
             if mask[:max_length].any():
-                cut += len(ids) > max_length
+                cut += bool(mask[max_length:].any())
                 tokens.append(ids[:max_length])
                 response.append(mask[:max_length])
             else:

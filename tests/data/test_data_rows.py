@@ -182,10 +182,10 @@ def test_long_rows_lose_their_end_and_rows_without_room_are_dropped(chat_tokeniz
     whole = tokenize(records, chat_tokenizer)
     lengths = [len(row) for row in whole.tokens]
     prompt_length = int(whole.response[0].argmax())
-    limit = lengths[2] - 1  # behind the short answer's end token: only the line break behind it is lost
+    limit = lengths[2] - 1  # the short answer loses only the line break behind its end token: it is not cut
     assert prompt_length + 3 < limit < lengths[0]
     rows = tokenize(records, chat_tokenizer, max_length=limit)
-    assert (len(rows), rows.read, rows.cut, rows.dropped) == (2, 3, 2, 1)
+    assert (len(rows), rows.read, rows.cut, rows.dropped) == (2, 3, 1, 1)
     np.testing.assert_array_equal(rows.tokens[0], whole.tokens[0][:limit])
     np.testing.assert_array_equal(rows.response[0], whole.response[0][:limit])
     assert chat_tokenizer.eos_token_id not in rows.tokens[0][rows.response[0]]
