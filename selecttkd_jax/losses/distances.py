@@ -63,6 +63,8 @@ def _hellinger_kernel(log_q, log_p):
     root_p, root_q = jnp.exp(0.5 * log_p), jnp.exp(0.5 * log_q)
     # The sum of squared differences keeps its digits where 1 - sum sqrt(p q) would cancel.
     value = jnp.sqrt(0.5 * jnp.sum(jnp.square(root_p - root_q), axis=-1))
-    # dH/dq = -sqrt(p / q) / (4 H)
-    scale = jnp.where(value > 0, -0.25 / jnp.where(value > 0, value, 1.0), 0.0)
+    # dH/dq = -sqrt(p / q) / (4 H). The distance is a cone around q = p: where rounding is all that is left of it, its
+    # slope is of full size in a direction without meaning, so that counts as the tip.
+    off_tip = value > 4 * jnp.finfo(value.dtype).eps
+    scale = jnp.where(off_tip, -0.25 / jnp.where(off_tip, value, 1.0), 0.0)
     return value, logit_gradient(root_q * root_q, scale[..., None] * root_p * root_q)
