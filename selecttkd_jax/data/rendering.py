@@ -15,6 +15,10 @@ from selecttkd_jax.data.tokenizer import Tokenizer, first_line
 
 TEMPLATES = ("chat", "plain")
 
+# Llama 3's template writes today's date into the system message unless it is given one; rows must not change overnight,
+# or a run could not be resumed. This is the date the template falls back to where there is no clock.
+_FIXED_DATE = "26 Jul 2024"
+
 
 class Turn(NamedTuple):
     """One response within a rendered text, in characters.
@@ -111,7 +115,7 @@ def _apply(tokenizer: Tokenizer, messages: Sequence[Message], source: str, add_g
 
     try:
         return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, date_string=_FIXED_DATE
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise InputError(f"{source}: the chat template refuses these messages: {first_line(error)}") from error

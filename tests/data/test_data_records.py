@@ -147,6 +147,21 @@ def test_directories_written_by_datasets_are_read(tmp_path):
         read_records(tmp_path / "plain")
 
 
+def test_hub_names_may_name_a_subset(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name, subset, split):
+        asked.append((name, subset, split))
+        return [{"question": "How many?", "answer": "Seven."}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (record,) = read_records("openai/gsm8k:main", ("question", "answer"))
+    assert record.source == "openai/gsm8k:main row 1"
+    read_records("owner/name", ("question", "answer"), split="test")
+    assert asked == [("openai/gsm8k", "main", "train"), ("owner/name", None, "test")]
+
+
 def test_a_column_that_one_row_of_a_data_set_lacks_is_no_key(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list([GOOD, {"prompt": "alone"}]).save_to_disk(tmp_path / "mixed")

@@ -132,6 +132,14 @@ def test_templates_that_trim_or_open_a_thought_are_followed(chat_tokenizer):
     assert last.lstrip("\n") == "</think>\n\nd" + END
 
 
+def test_a_template_that_writes_the_date_gives_the_same_rows_every_day(chat_tokenizer):
+    dated = with_template(
+        chat_tokenizer, "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}\n" + CHATML
+    )
+    assert dated.decode(tokenize([question()], dated).tokens[0]).startswith("26 Jul 2024\n")
+    assert dated.decode(data.render_prompt(question(), dated)).startswith("26 Jul 2024\n")
+
+
 def test_a_template_that_rewrites_the_past_is_refused(chat_tokenizer):
     counting = with_template(
         chat_tokenizer, "{{ messages | length }}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
