@@ -94,9 +94,11 @@ def _target_kernel(log_q, log_p, labels):
     log_pair_q = jnp.stack([pick(log_q, labels), log_rest_q], axis=-1)
     pair_p, pair_q = jnp.exp(log_pair_p), jnp.exp(log_pair_q)
     value = relative_entropy(pair_p, log_pair_p, log_pair_q, pair_q - pair_p)
-    # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q.
+    # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q. Taken from the two
+    # smaller numbers: between two probabilities next to 1 the difference would have no digits left.
+    surplus = jnp.where(pair_q[..., 0] < 0.5, (pair_q - pair_p)[..., 0], (pair_p - pair_q)[..., 1])
     other_shares = jnp.exp(_without(log_q, target, log_rest_q))
-    return value, (pair_q - pair_p)[..., :1] * jnp.where(target, 1.0, -other_shares)
+    return value, surplus[..., None] * jnp.where(target, 1.0, -other_shares)
 
 
 def _non_target_kernel(log_q, log_p, labels):
