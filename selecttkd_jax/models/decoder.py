@@ -17,6 +17,7 @@ from selecttkd_jax.models.layers import Block, RMSNorm, attend
 from selecttkd_jax.models.rotary import rotary_tables
 
 
+@partial(jax.jit, static_argnames=("config", "dtype"))
 def init_params(config: DecoderConfig, key: Key, dtype: jnp.dtype = jnp.float32) -> Params:
     """Fresh parameters: kernels and embedding normal with `config.init_scale`, biases zero, norm scales one."""
     embedding_key, head_key, layers_key = jax.random.split(key, 3)

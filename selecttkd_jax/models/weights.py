@@ -43,7 +43,8 @@ def check_tensors(config: DecoderConfig, directory: Path) -> dict[str, Path]:
                 raise InputError(f"{path} has no tensor {name}, though {INDEX_FILE} says so")
             shape, dtype = header[name]
             if config.tied_head and name == "lm_head.weight":
-                # Some writers store the tied head a second time; the embedding is the one that counts.
+                # Some writers store the tied head a second time; read_params makes sure that it is the same.
+                files[name] = path
                 continue
             if name.endswith("rotary_emb.inv_freq"):
                 # Written by old versions of transformers; computed from the config.
@@ -106,6 +107,7 @@ def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 def read_params(config: DecoderConfig, directory: Path, dtype: jnp.dtype) -> Params:
     """The parameters in a directory, converted to `dtype` while they are read, one tensor at a time."""
     files = check_tensors(config, directory)
+    _check_tied_head(config, files)
     params: Params = {}
     for weight in weights_of(config):
         if weight.per_layer:
@@ -123,6 +125,15 @@ def read_params(config: DecoderConfig, directory: Path, dtype: jnp.dtype) -> Par
             node = node.setdefault(parent, {})
         node[leaf] = jax.device_put(stacked)
     return params
+
+
+def _check_tied_head(config: DecoderConfig, files: dict[str, Path]) -> None:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if config.tied_head and head in files:
+        if not np.array_equal(_tensor(files[head], head), _tensor(files[embedding], embedding)):
+            raise InputError(
+                f"{files[head]}: lm_head.weight differs from the embedding, but config.json says it is tied"
+            )
 
 
 def _tensor(path: Path, name: str) -> np.ndarray:

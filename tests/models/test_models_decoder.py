@@ -12,32 +12,37 @@ BATCH, LENGTH = 2, 11
 
 
 def example(hf_config=QWEN2, **changes):
+    """A config, parameters without a constant among them, and a batch without padding."""
     config = models.decoder_config(hf_config | changes)
-    params = models.init_params(config, jax.random.key(0))
-    # Norm scales and biases start as constants, behind which an error could hide.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    ids = jax.random.randint(jax.random.key(2), (BATCH, LENGTH), 0, config.vocab_size)
-    positions = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32)[None], ids.shape)
-    return config, jax.tree.unflatten(tree, leaves), ids, positions, jnp.ones_like(ids)
+    shapes = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+    ids = rng.integers(0, config.vocab_size, (BATCH, LENGTH)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
+    return config, jax.tree.map(jnp.asarray, params), ids, positions, np.ones_like(ids)
+
+
+# Compiled once and shared: called plainly, each operation would be compiled by itself.
+forward = jax.jit(models.forward, static_argnames=("config", "dtype", "remat"))
 
 
 @pytest.mark.parametrize("hf_config", [LLAMA, QWEN3], ids=["llama", "qwen3"])
 def test_cached_decoding_equals_one_uncached_pass(hf_config):
     config, params, ids, positions, _ = example(hf_config)
     # The second row is padded on the left by three.
-    segments = jnp.ones_like(ids).at[1, :3].set(0)
-    positions = jnp.maximum(positions - jnp.array([[0], [3]], jnp.int32), 0)
-    expected, none = models.forward(config, params, ids, positions, segments)
+    segments = np.ones_like(ids)
+    segments[1, :3] = 0
+    positions = np.maximum(positions - np.array([[0], [3]], np.int32), 0)
+    expected, none = forward(config, params, ids, positions, segments)
     assert none is None
     cache = models.init_cache(config, BATCH, LENGTH + 4)
-    step = jax.jit(lambda *args: models.forward(config, params, *args))
     prompt = 6
-    hidden, cache = step(ids[:, :prompt], positions[:, :prompt], segments[:, :prompt], cache)
+    hidden, cache = forward(config, params, ids[:, :prompt], positions[:, :prompt], segments[:, :prompt], cache)
     parts = [hidden]
     for t in range(prompt, LENGTH):
-        hidden, cache = step(ids[:, t : t + 1], positions[:, t : t + 1], segments[:, t : t + 1], cache)
+        hidden, cache = forward(
+            config, params, ids[:, t : t + 1], positions[:, t : t + 1], segments[:, t : t + 1], cache
+        )
         parts.append(hidden)
     assert int(cache.next_slot) == LENGTH
     real = np.array(segments) == 1
@@ -46,9 +51,10 @@ def test_cached_decoding_equals_one_uncached_pass(hf_config):
 
 def test_a_token_sees_neither_later_tokens_nor_other_segments():
     config, params, ids, positions, segments = example()
-    segments = segments.at[:, 6:].set(2)
-    hidden, _ = models.forward(config, params, ids, positions, segments)
-    changed, _ = models.forward(config, params, ids.at[:, 4].set(0).at[:, 8].set(0), positions, segments)
+    segments[:, 6:] = 2
+    hidden, _ = forward(config, params, ids, positions, segments)
+    ids[:, [4, 8]] = (ids[:, [4, 8]] + 1) % config.vocab_size
+    changed, _ = forward(config, params, ids, positions, segments)
     same = np.isclose(hidden, changed, atol=1e-6).all(axis=(0, 2))
     np.testing.assert_array_equal(same, [t not in (4, 5, 8, 9, 10) for t in range(LENGTH)])
 
@@ -68,47 +74,49 @@ def test_remat_changes_neither_values_nor_gradients():
 
 def test_gradient_equals_finite_differences():
     config, params, ids, positions, segments = example(LLAMA, num_hidden_layers=2)
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf), jnp.float64), params)
-        direction = jax.tree.map(lambda leaf: jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+    rng = np.random.default_rng(3)
+    direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
 
-        def loss(scale):
-            moved = jax.tree.map(lambda leaf, step: leaf + scale * step, params, direction)
-            hidden, _ = models.forward(config, moved, ids, positions, segments)
-            return jnp.sum(jnp.sin(hidden.astype(jnp.float64)))
+    def loss(scale):
+        moved = jax.tree.map(lambda leaf, step: leaf + scale * step, params, direction)
+        hidden, _ = models.forward(config, moved, ids, positions, segments)
+        return jnp.sum(jnp.sin(hidden))
 
-        slope = jax.grad(loss)(jnp.float64(0.0))
-        # Statistics are float32, so the step is chosen for float32 noise.
-        step = 1e-3
-        measured = (loss(jnp.float64(step)) - loss(jnp.float64(-step))) / (2 * step)
+    # The step is chosen for float32: its square and the rounding over it are of one size.
+    step = jnp.float32(1e-3)
+    value, slope = jax.jit(loss), jax.jit(jax.grad(loss))(jnp.float32(0.0))
+    measured = (value(step) - value(-step)) / (2 * step)
     np.testing.assert_allclose(slope, measured, rtol=2e-2)
 
 
 def test_compute_dtype_leaves_parameters_and_float32_logits():
     config, params, ids, positions, segments = example()
-    hidden, _ = models.forward(config, params, ids, positions, segments, dtype=jnp.bfloat16)
+    hidden, _ = forward(config, params, ids, positions, segments, dtype=jnp.bfloat16)
     assert hidden.dtype == jnp.bfloat16
     logits = models.head_logits(config, params, hidden)
-    exact, _ = models.forward(config, params, ids, positions, segments)
+    exact, _ = forward(config, params, ids, positions, segments)
     assert logits.dtype == jnp.float32
     error = jnp.abs(hidden.astype(jnp.float32) - exact).mean() / jnp.abs(exact).mean()
     assert 0 < error < 0.05
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    assert models.forward(config, low, ids, positions, segments)[0].dtype == jnp.bfloat16
+    assert forward(config, low, ids, positions, segments)[0].dtype == jnp.bfloat16
 
 
 def test_fully_padded_row_is_finite_with_finite_gradients():
     config, params, ids, positions, segments = example(LLAMA)
-    segments = segments.at[1].set(0)
-    gradient = jax.grad(lambda p: jnp.sum(models.forward(config, p, ids, positions, segments)[0][0] ** 2))(params)
+    segments[1] = 0
+    loss = lambda params: jnp.sum(models.forward(config, params, ids, positions, segments)[0][0] ** 2)  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 
 
 def test_program_does_not_grow_with_depth():
     def program_size(num_layers):
-        config, params, ids, positions, segments = example(num_hidden_layers=num_layers)
-        loss = lambda p: jnp.sum(models.forward(config, p, ids, positions, segments)[0])  # noqa: E731
-        return len(jax.jit(jax.grad(loss)).lower(params).as_text())
+        config = models.decoder_config(QWEN2 | {"num_hidden_layers": num_layers})
+        params = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0)))
+        ids = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+        loss = lambda params, *batch: jnp.sum(models.forward(config, params, *batch)[0])  # noqa: E731
+        return len(jax.jit(jax.grad(loss)).lower(params, ids, ids, ids).as_text())
 
     assert program_size(24) < 1.02 * program_size(3)
 
@@ -122,12 +130,13 @@ def test_initial_parameters():
     assert not np.allclose(kernel[0], kernel[1])
     assert (params["layers"]["attention"]["q"]["bias"] == 0).all()
     assert (params["final_norm"]["scale"] == 1).all()
-    assert models.init_params(config, jax.random.key(0), jnp.bfloat16)["embedding"].dtype == jnp.bfloat16
+    low = jax.eval_shape(lambda: models.init_params(config, jax.random.key(0), jnp.bfloat16))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(low))
 
 
 def test_count_of_parameters_counts_a_tied_head_once():
     tied, untied = (models.decoder_config(LLAMA | {"tie_word_embeddings": tied}) for tied in (True, False))
     assert models.count_params(untied) - models.count_params(tied) == 53 * 24
-    assert models.count_params(tied) == models.count_params(models.init_params(tied, jax.random.key(0)))
+    assert models.count_params(example(LLAMA)[1]) == models.count_params(tied)
     # By hand: embedding, final norm, and per layer two norms, q and o, k and v, and the MLP.
     assert models.count_params(tied) == 53 * 24 + 24 + 3 * (2 * 24 + 2 * 24 * 60 + 2 * 24 * 20 + 3 * 24 * 37)

@@ -90,9 +90,7 @@ def test_config_written_for_fresh_parameters_gives_the_same_logits_in_torch(tmp_
     config = models.decoder_config(CASES["qwen3-yarn-options"])
     pretrained = models.Pretrained(config, models.init_params(config, jax.random.key(0)), models.hf_config(config))
     models.save_pretrained(tmp_path / "model", pretrained)
-    np.testing.assert_allclose(
-        models.logits(pretrained, IDS), torch_logits(tmp_path / "model", IDS), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(models.logits(pretrained, IDS), torch_logits(tmp_path / "model", IDS), atol=1e-4, rtol=0)
 
 
 def test_padding_on_either_side_equals_torch(tmp_path):

@@ -53,7 +53,10 @@ def random_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
         if config["model_type"] != "qwen2" and config.get("attention_bias"):
             block["self_attn.o_proj.bias"] = (width,)
         if config["model_type"] == "qwen3":
-            block |= {"self_attn.q_norm.weight": (config["head_dim"],), "self_attn.k_norm.weight": (config["head_dim"],)}
+            block |= {
+                "self_attn.q_norm.weight": (config["head_dim"],),
+                "self_attn.k_norm.weight": (config["head_dim"],),
+            }
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
     rng = np.random.default_rng(seed)
     return {name: (0.3 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
