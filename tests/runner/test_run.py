@@ -1,0 +1,134 @@
+"""A run from start to export, resumed after a kill, and refused where it must not go."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runner.tiny_run import with_output
+
+from selecttkd_jax import models, runner
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.config import load_config
+from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.progress import StepProgress
+
+pytestmark = pytest.mark.usefixtures("lenient_promotion")
+
+# Clocks differ from run to run; everything else has to be equal to the last digit.
+CLOCKS = {"step_seconds", "tokens_per_second"}
+
+
+def rows_of(run_directory):
+    return [
+        {name: value for name, value in row.items() if name not in CLOCKS}
+        for row in read_metrics(Path(run_directory) / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """An uninterrupted run."""
+    with jax.numpy_dtype_promotion("standard"):
+        return runner.train(with_output(config, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def test_a_run_leaves_everything_a_user_looks_for(whole, config):
+    rows = rows_of(whole.directory)
+    assert [row["step"] for row in rows] == list(range(9))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert whole.after["kl"] < whole.before["kl"]
+    assert "held_out/kl" in rows[4] and "held_out/kl" not in rows[5]
+    with (whole.directory / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 9 and float(table[8]["loss"]) == rows[8]["loss"] and table[5]["held_out/kl"] == ""
+    assert load_config(whole.directory / "config.toml") == with_output(config, whole.directory)
+    assert whole.plots and all(path.read_bytes()[:4] == b"\x89PNG" for path in whole.plots)
+    assert list((whole.directory / "tensorboard").iterdir())
+
+
+def test_the_exported_student_is_the_one_that_was_evaluated(whole, config):
+    from dataclasses import replace
+
+    exported = replace(config, models=replace(config.models, student=str(whole.student)))
+    assert runner.evaluate(exported) == pytest.approx(whole.after, rel=1e-6)
+    assert "lm_head.weight" not in (whole.student / "model.safetensors").read_bytes()[:10000].decode("latin1")
+    assert (whole.student / "tokenizer.json").is_file()
+    assert models.from_pretrained(whole.student).config.num_layers == 2
+
+
+def interrupt_at(monkeypatch, step):
+    shown = StepProgress.__call__
+
+    def show(self, done, total, row):
+        shown(self, done, total, row)
+        if done == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepProgress, "__call__", show)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_exactly(whole, config, tmp_path, monkeypatch):
+    """Interrupted at step 5, checkpoint at step 3: steps 4 and 5 are taken again; Spec-k draws and data included."""
+    interrupted = with_output(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(interrupted)
+    assert rows_of(tmp_path / "run")[-1]["step"] == 5
+    # What a kill during the next save would leave behind.
+    torn = tmp_path / "run" / "checkpoints" / "step_6.orbax-checkpoint-tmp"
+    torn.mkdir()
+    (torn / "half").write_text("x")
+    resumed = runner.train(interrupted)
+    assert rows_of(resumed.directory) == rows_of(whole.directory)
+    ours, theirs = models.from_pretrained(resumed.student), models.from_pretrained(whole.student)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_a_finished_run_started_again_changes_nothing(whole, config):
+    before = rows_of(whole.directory)
+    again = runner.train(with_output(config, whole.directory))
+    assert rows_of(whole.directory) == before and again.after == whole.after
+
+
+def test_another_config_on_the_same_output_is_refused_and_names_the_option(whole, config):
+    from dataclasses import replace
+
+    other = replace(with_output(config, whole.directory), seed=1)
+    with pytest.raises(InputError, match=r"belongs to a different run: seed \(0 there, 1 here\)"):
+        runner.train(other)
+
+
+def test_a_directory_with_other_files_is_refused_untouched(config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="holds files but no run"):
+        runner.train(with_output(config, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_path):
+    from dataclasses import replace
+
+    wild = replace(config.optimizer, learning_rate=1e30, clip_norm=None, warmup_fraction=0.0)
+    with pytest.raises(InputError, match="learning_rate"):
+        runner.train(replace(with_output(config, tmp_path / "run"), optimizer=wild))
+    assert not any((tmp_path / "run").glob("checkpoints/step_*"))
+
+
+def test_generate_answers_every_prompt_in_order(config):
+    from selecttkd_jax.data import Record
+    from selecttkd_jax.generation import Sampling
+
+    records = [Record(({"role": "user", "content": text},)) for text in ("the cat", "a mat and ate red fish", "dogs")]
+    sampling = Sampling(temperature=0.0, max_new_tokens=4)
+    together = runner.generate(config.models.teacher, records, sampling)
+    alone = [runner.generate(config.models.teacher, [record], sampling)[0] for record in records]
+    assert together == alone
+
+
+def test_metric_rows_are_json_without_nan(whole):
+    for line in (whole.directory / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl"))
