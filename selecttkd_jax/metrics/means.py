@@ -1,5 +1,6 @@
 """The one place where sums become means."""
 
+from selecttkd_jax.array_types import Scalar
 from selecttkd_jax.distill import LossSums
 
 
@@ -14,7 +15,7 @@ def training_means(sums: LossSums) -> dict[str, float]:
         over sequences), `tar_pooled` (over all response tokens), `mean_weight`, `tokens` (response tokens).
     """
 
-    def mean(total: float, count: float) -> float:
+    def mean(total: Scalar, count: Scalar) -> float:
         return float(total) / float(count) if count else 0.0
 
     return {

@@ -92,6 +92,6 @@ def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
 def _wandb_run(directory: Path, project: str | None) -> Any:
     if project is None:
         return None
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports] (an extra)
 
     return wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow", id=directory.name)

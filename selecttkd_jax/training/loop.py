@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
 
 from selecttkd_jax.array_types import Params
@@ -108,7 +109,7 @@ def run_loop(
             "step": step + 1,
             **means,
             "grad_norm": float(metrics["grad_norm"]),
-            "learning_rate": float(learning_rate(step)),
+            "learning_rate": float(np.asarray(learning_rate(step))),
             "step_seconds": elapsed,
             "tokens_per_second": means["tokens"] / elapsed,
         }

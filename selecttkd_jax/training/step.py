@@ -1,6 +1,7 @@
 """One optimizer step: a pure, jitted function of (state, teacher parameters, batch)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def make_train_step(
         scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         metrics: StepMetrics = {"sums": sums, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

@@ -6,7 +6,6 @@ import pytest
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.training import OptimizerConfig, learning_rate_schedule, make_optimizer
 
-
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
 

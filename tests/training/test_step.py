@@ -15,10 +15,26 @@ from selecttkd_jax.distill import Objective
 from selecttkd_jax.training import init_state, make_train_step
 
 TEACHER = models.DecoderConfig(
-    vocab_size=31, hidden_size=14, mlp_size=19, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=6, tied_head=True, init_scale=0.4
+    vocab_size=31,
+    hidden_size=14,
+    mlp_size=19,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=6,
+    tied_head=True,
+    init_scale=0.4,
 )
 STUDENT = models.DecoderConfig(
-    vocab_size=29, hidden_size=10, mlp_size=13, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4, tied_head=True, init_scale=0.4
+    vocab_size=29,
+    hidden_size=10,
+    mlp_size=13,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=4,
+    tied_head=True,
+    init_scale=0.4,
 )
 PAIR = models.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23)
 OBJECTIVE = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.spec_k, k=2), floor=0.1)
@@ -88,9 +104,7 @@ def test_the_step_follows_the_gradient_of_the_mean_over_sequences(batch, student
 
     value, grads = jax.value_and_grad(loss)(student)
     state, metrics = take(batch, student, teacher)
-    chex.assert_trees_all_close(
-        state.params, jax.tree.map(lambda p, g: p - g, student, grads), rtol=1e-4, atol=1e-6
-    )
+    chex.assert_trees_all_close(state.params, jax.tree.map(lambda p, g: p - g, student, grads), rtol=1e-4, atol=1e-6)
     assert float(metrics["sums"].loss / metrics["sums"].count) == pytest.approx(float(value), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
 
@@ -98,7 +112,9 @@ def test_the_step_follows_the_gradient_of_the_mean_over_sequences(batch, student
 def test_every_student_parameter_moves_and_the_teacher_stays(batch, student, teacher):
     before = jax.tree.map(np.asarray, teacher)
     state, _ = take(batch, student, teacher)
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(student), jax.tree.leaves(state.params), strict=True):
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(student), jax.tree.leaves(state.params), strict=True
+    ):
         assert not np.array_equal(old, new), jax.tree_util.keystr(path)
     chex.assert_trees_all_equal(teacher, before)
     assert int(state.step) == 1
@@ -115,7 +131,9 @@ def test_bfloat16_compute_keeps_float32_masters(batch, student, teacher):
     pair = models.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23, dtype="bfloat16", remat=True)
     optimizer = optax.sgd(1e-3)
     step = make_train_step(pair, OBJECTIVE, optimizer)
-    state, metrics = step(init_state(student, optimizer, 3), jax.tree.map(lambda p: p.astype(jnp.bfloat16), teacher), batch)
+    state, metrics = step(
+        init_state(student, optimizer, 3), jax.tree.map(lambda p: p.astype(jnp.bfloat16), teacher), batch
+    )
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     full, full_metrics = take(batch, student, teacher)
     assert float(metrics["sums"].divergence) == pytest.approx(float(full_metrics["sums"].divergence), rel=0.05)
