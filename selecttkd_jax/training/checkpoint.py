@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.training.state import TrainState
 
@@ -25,7 +26,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step")
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
@@ -44,22 +46,37 @@ class Checkpoints:
         """Restores the newest checkpoint with the shapes, dtypes and shardings of `template`.
 
         Raises:
-            InputError: When the checkpoint holds another model.
+            InputError: When there is no checkpoint, or it holds another model.
         """
+        step = self.latest_step
+        if step is None:
+            raise InputError(f"{self._manager.directory} holds no checkpoint to restore")
+        self._check_same_model(step, template)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(template))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        try:
-            restored = self._manager.restore(self.latest_step, args=args)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self._manager.directory} holds a checkpoint of another model: {reason}") from error
+        restored = self._manager.restore(step, args=args)
         tree = restored["state"]
         key = jax.random.wrap_key_data(tree.pop("key"))
         return TrainState(**tree, key=key), restored["data"]
 
+    def _check_same_model(self, step: int, template: TrainState) -> None:
+        # Orbax would notice too, but only while reading, and not in a sentence.
+        saved = _shapes(self._manager.item_metadata(step)["state"]["params"])
+        expected = _shapes(template.params)
+        for name in dict.fromkeys([*expected, *saved]):
+            if saved.get(name) != expected.get(name):
+                raise InputError(
+                    f"{self._manager.directory} holds a checkpoint of another model: {name} is "
+                    f"{saved.get(name, 'absent')} there and {expected.get(name, 'absent')} here; choose another output"
+                )
+
     def close(self) -> None:
         """Waits for the save under way."""
         self._manager.close()
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+import copy
+
+import pytest
+
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.config import config_from_dict, config_to_dict, differences, load_config, save_config
+from selecttkd_jax.distill import Objective, ObjectiveConfig
+
+VALUES = {
+    "output": "run",
+    "models": {"teacher": "t", "student": "s"},
+    "data": {"train": "rows.jsonl", "columns": ["question", "answer"]},
+    "optimizer": {"learning_rate": 1},
+}
+
+
+def changed(section, **values):
+    copied = copy.deepcopy(VALUES)
+    (copied if section is None else copied.setdefault(section, {})).update(values)
+    return copied
+
+
+def test_what_is_saved_reads_back_equal(tmp_path):
+    config = config_from_dict(VALUES, "here")
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+    assert config.data.columns == ("question", "answer") and config.optimizer.learning_rate == 1.0
+    assert differences(config_to_dict(config), config_to_dict(load_config(tmp_path / "config.toml"))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed("data", batchsize=3), r"here: unknown option data.batchsize \(did you mean 'batch_size'\?\)"),
+        (changed(None, learning_rate=3.0), r"unknown option learning_rate \(did you mean optimizer.learning_rate\?\)"),
+        (changed(None, trainnig={}), r"unknown option trainnig \(did you mean 'training'\?\)"),
+        (changed("training", steps="3"), "training.steps: expected int, got '3'"),
+        (changed("training", steps=True), "training.steps: expected int, got True"),
+        (changed("objective", k=2.5), "objective.k: expected int, got 2.5"),
+        (changed("objective", floor={"value": 1}), "objective.floor is an option, not a section"),
+        (changed(None, data=3), "data is a section"),
+        (changed("training", steps=0), "training.steps must be at least 1, got 0"),
+        (changed("models", teacher_dtype="float8"), "models.teacher_dtype must be one of"),
+        (changed("objective", verifier="greedy_topk"), "did you mean 'greedy_top_k'"),
+        (changed("objective", verifier="accept_all", k=3), "objective.k is an option of greedy_top_k, spec_k"),
+        (changed("data", batch_size=6) | {"training": {"micro_batches": 4}}, "micro_batches must divide"),
+        ({name: value for name, value in VALUES.items() if name != "models"}, "here: models is missing"),
+        (changed(None, seed=-1), r"seed must be in \[0"),
+    ],
+)
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(InputError, match=message):
+        config_from_dict(values, "here")
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("output = \n")
+    with pytest.raises(InputError, match=r"config.toml is not valid TOML.*line 1"):
+        load_config(path)
+
+
+def test_differences_name_the_option_and_both_values():
+    there = config_to_dict(config_from_dict(VALUES, "here"))
+    here = config_to_dict(config_from_dict(changed("objective", k=7), "here"))
+    assert differences(there, here) == ["objective.k (None there, 7 here)"]
+
+
+def test_named_objectives_bind_their_options():
+    from functools import partial
+
+    from selecttkd_jax import losses, selection
+
+    config = ObjectiveConfig(divergence="jensen_shannon", beta=0.3, verifier="spec_k", k=3, floor=0.2, temperature=2.0)
+    assert config.build() == Objective(
+        partial(losses.jensen_shannon, beta=0.3), partial(selection.spec_k, k=3), floor=0.2, temperature=2.0
+    )
