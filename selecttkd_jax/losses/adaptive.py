@@ -45,14 +45,13 @@ def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, mu: float = 0
     return divergence_from_kernel(kernel, student_logits, teacher_logits, mu)
 
 
-def _adaptive_kernel(log_q, log_p, mu, boundary):
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    gap = jnp.abs(p - q)
-    head_gap = jnp.sum(jnp.where(in_head(p, mu, boundary), gap, 0.0), axis=-1)
+def _adaptive_kernel(student, teacher, mu, boundary):
+    gap = jnp.abs(teacher.prob - student.prob)
+    head_gap = jnp.sum(jnp.where(in_head(teacher.prob, mu, boundary), gap, 0.0), axis=-1)
     # At q = p both gaps vanish and so do both divergences: any share will do.
     head_share = ratio(head_gap, jnp.sum(gap, axis=-1))
-    forward, forward_gradient = forward_kernel(log_q, log_p)
-    reverse, reverse_gradient = reverse_kernel(log_q, log_p)
+    forward, forward_gradient = forward_kernel(student, teacher)
+    reverse, reverse_gradient = reverse_kernel(student, teacher)
     share = head_share[..., None]
     gradient = share * forward_gradient + (1 - share) * reverse_gradient
     return _share_of(head_share, forward) + _share_of(1 - head_share, reverse), gradient

@@ -5,14 +5,15 @@ A divergence D(q, p) of next-token distributions has the student-logit gradient
     dD/dz_q = w - q * sum_v w_v,        w = q * dD/dq        (p is the teacher, q the student)
 
 so one sweep yields the value and the whole gradient: autodiff would keep several [..., V] intermediates and meet
-0 * inf at masked vocabulary entries. A *kernel* computes both from log-probabilities; `divergence_from_kernel` turns
-it into a function of logits that JAX differentiates (and transposes, and differentiates again) like any other.
+0 * inf at masked vocabulary entries. A *kernel* computes both from the two distributions; `divergence_from_kernel`
+turns it into a function of logits that JAX differentiates (and transposes, and differentiates again) like any other.
 
 The teacher is a constant: its gradient is exactly zero.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,24 @@ import jax.numpy as jnp
 from selecttkd_jax.array_types import Array, Logits, PerToken
 from selecttkd_jax.checks import check_floating, check_same_shape
 
-# kernel(log_q, log_p, *options) -> (value [...], gradient of the value to the student's logits [..., V])
+
+class Distribution(NamedTuple):
+    """A next-token distribution, [..., V] both. -inf as a logit is probability 0 and log-probability -inf."""
+
+    prob: Array
+    log_prob: Array
+
+
+# kernel(student, teacher, *options) -> (value [...], gradient of the value to the student's logits [..., V])
 Kernel = Callable[..., tuple[PerToken, Logits]]
+
+
+def distribution(logits: Logits) -> Distribution:
+    """softmax(logits) and its logarithm, from one exponential per entry."""
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    exponentials = jnp.exp(shifted)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return Distribution(exponentials / total, shifted - jnp.log(total))
 
 
 def as_float32(logits: Logits) -> Logits:
@@ -42,7 +59,7 @@ def divergence_from_kernel(
     """Evaluates `kernel` on logits, differentiable to the student's.
 
     Args:
-      kernel: `(log_q, log_p, *options) -> (value [...], student-logit gradient [..., V])`.
+      kernel: `(student, teacher, *options) -> (value [...], student-logit gradient [..., V])`, of two `Distribution`s.
       student_logits: [..., V], any float dtype; log-probabilities are valid logits; -inf marks impossible tokens.
       teacher_logits: [..., V].
       *options: Arrays or numbers the kernel takes. They are constants to differentiation.
@@ -58,14 +75,14 @@ def divergence_from_kernel(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evaluate(kernel, student_logits, teacher_logits, options):
-    value, _ = kernel(jax.nn.log_softmax(student_logits), jax.nn.log_softmax(teacher_logits), *options)
+    value, _ = kernel(distribution(student_logits), distribution(teacher_logits), *options)
     return value
 
 
 @_evaluate.defjvp
 def _evaluate_jvp(kernel, primals, tangents):
     student_logits, teacher_logits, options = primals
-    value, gradient = kernel(jax.nn.log_softmax(student_logits), jax.nn.log_softmax(teacher_logits), *options)
+    value, gradient = kernel(distribution(student_logits), distribution(teacher_logits), *options)
     return value, jnp.sum(gradient * tangents[0], axis=-1)
 
 
@@ -74,15 +91,15 @@ def logit_gradient(q: Logits, weighted_slope: Logits) -> Logits:
     return weighted_slope - q * jnp.sum(weighted_slope, axis=-1, keepdims=True)
 
 
-def relative_entropy(prob: Logits, log_prob: Logits, log_other: Logits, other_minus_prob: Logits) -> PerToken:
-    """KL(prob || other) = sum prob * (log_prob - log_other) + other_minus_prob.
+def relative_entropy(a: Distribution, log_b: Logits, b_minus_a: Logits) -> PerToken:
+    """KL(a || b) = sum a * (log a - log b) + (b - a).
 
     The last term sums to zero, but makes every summand non-negative, x log(x/y) - x + y >= 0, so rounding in the two
     normalisers enters to second order only: equal distributions give zero in float32 where the plain sum gives 1e-6
     of either sign. Entries of probability zero contribute nothing, also when both logs are -inf.
     """
-    log_ratio = jnp.where(prob > 0, log_prob - log_other, 0.0)
-    return jnp.maximum(jnp.sum(prob * log_ratio + other_minus_prob, axis=-1), 0.0)
+    log_ratio = jnp.where(a.prob > 0, a.log_prob - log_b, 0.0)
+    return jnp.maximum(jnp.sum(a.prob * log_ratio + b_minus_a, axis=-1), 0.0)
 
 
 def finite(values: Array) -> Array:

@@ -72,9 +72,9 @@ def soft_cross_entropy(student_logits: Logits, teacher_logits: Logits) -> PerTok
     return divergence_from_kernel(_soft_cross_entropy_kernel, student_logits, teacher_logits)
 
 
-def _soft_cross_entropy_kernel(log_q, log_p):
-    p = jnp.exp(log_p)
-    return -jnp.sum(p * jnp.where(p > 0, log_q, 0.0), axis=-1), jnp.exp(log_q) - p
+def _soft_cross_entropy_kernel(student, teacher):
+    surprise = jnp.where(teacher.prob > 0, -student.log_prob, 0.0)
+    return jnp.sum(teacher.prob * surprise, axis=-1), student.prob - teacher.prob
 
 
 def entropy(logits: Logits) -> PerToken:

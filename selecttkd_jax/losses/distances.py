@@ -30,10 +30,10 @@ def total_variation(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     return divergence_from_kernel(_total_variation_kernel, student_logits, teacher_logits)
 
 
-def _total_variation_kernel(log_q, log_p):
-    q = jnp.exp(log_q)
-    difference = q - jnp.exp(log_p)
-    return 0.5 * jnp.sum(jnp.abs(difference), axis=-1), logit_gradient(q, 0.5 * q * jnp.sign(difference))
+def _total_variation_kernel(student, teacher):
+    difference = student.prob - teacher.prob
+    weighted_slope = 0.5 * student.prob * jnp.sign(difference)
+    return 0.5 * jnp.sum(jnp.abs(difference), axis=-1), logit_gradient(student.prob, weighted_slope)
 
 
 def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -59,12 +59,12 @@ def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     return divergence_from_kernel(_hellinger_kernel, student_logits, teacher_logits)
 
 
-def _hellinger_kernel(log_q, log_p):
-    root_p, root_q = jnp.exp(0.5 * log_p), jnp.exp(0.5 * log_q)
+def _hellinger_kernel(student, teacher):
+    root_p, root_q = jnp.sqrt(teacher.prob), jnp.sqrt(student.prob)
     # The sum of squared differences keeps its digits where 1 - sum sqrt(p q) would cancel.
     value = jnp.sqrt(0.5 * jnp.sum(jnp.square(root_p - root_q), axis=-1))
     # dH/dq = -sqrt(p / q) / (4 H). The distance is a cone around q = p: where rounding is all that is left of it, its
     # slope is of full size in a direction without meaning, so that counts as the tip.
     off_tip = value > 4 * jnp.finfo(value.dtype).eps
     scale = jnp.where(off_tip, -0.25 / jnp.where(off_tip, value, 1.0), 0.0)
-    return value, logit_gradient(root_q * root_q, scale[..., None] * root_p * root_q)
+    return value, logit_gradient(student.prob, scale[..., None] * root_p * root_q)

@@ -40,13 +40,13 @@ def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: floa
     return divergence_from_kernel(_jensen_shannon_kernel, student_logits, teacher_logits, beta)
 
 
-def _jensen_shannon_kernel(log_q, log_p, beta):
-    p, q, beta = jnp.exp(log_p), jnp.exp(log_q), per_position(beta, log_q)
-    log_m = log_mixture(beta * p + (1 - beta) * q, beta, log_p, log_q)
-    from_teacher = relative_entropy(p, log_p, log_m, (1 - beta) * (q - p))
-    from_student = relative_entropy(q, log_q, log_m, beta * (p - q))
+def _jensen_shannon_kernel(student, teacher, beta):
+    p, q, beta = teacher.prob, student.prob, per_position(beta, student.prob)
+    log_m = log_mixture(beta * p + (1 - beta) * q, beta, teacher.log_prob, student.log_prob)
+    from_teacher = relative_entropy(teacher, log_m, (1 - beta) * (q - p))
+    from_student = relative_entropy(student, log_m, beta * (p - q))
     share = beta[..., 0]
     value = share * from_teacher + (1 - share) * from_student
     # dD/dq = (1 - beta) log(q / m): the derivatives through m cancel, as beta p + (1 - beta) q is m again.
-    slope = (1 - beta) * jnp.where(q > 0, log_q - log_m, 0.0)
+    slope = (1 - beta) * jnp.where(q > 0, student.log_prob - log_m, 0.0)
     return value, logit_gradient(q, q * slope)

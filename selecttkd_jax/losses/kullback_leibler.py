@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Logits, PerToken
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, finite, relative_entropy
+from selecttkd_jax.losses.closed_form import Distribution, divergence_from_kernel, finite, relative_entropy
 
 
 def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -34,10 +34,10 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     return divergence_from_kernel(forward_kernel, student_logits, teacher_logits)
 
 
-def forward_kernel(log_q: Logits, log_p: Logits) -> tuple[PerToken, Logits]:
+def forward_kernel(student: Distribution, teacher: Distribution) -> tuple[PerToken, Logits]:
     """Forward KL and its student-logit gradient, q - p."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    return relative_entropy(p, log_p, log_q, q - p), q - p
+    gradient = student.prob - teacher.prob
+    return relative_entropy(teacher, student.log_prob, gradient), gradient
 
 
 def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -63,10 +63,9 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     return divergence_from_kernel(reverse_kernel, student_logits, teacher_logits)
 
 
-def reverse_kernel(log_q: Logits, log_p: Logits) -> tuple[PerToken, Logits]:
+def reverse_kernel(student: Distribution, teacher: Distribution) -> tuple[PerToken, Logits]:
     """Reverse KL and its student-logit gradient, q (log(q / p) - KL)."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    value = relative_entropy(q, log_q, log_p, p - q)
+    value = relative_entropy(student, teacher.log_prob, teacher.prob - student.prob)
     # q dD/dq is q log(q/p) + q, whose sum is the value + 1: the mean is at hand, no second reduction is needed.
-    log_ratio = jnp.where(q > 0, log_q - log_p, 0.0)
-    return value, q * (finite(log_ratio) - finite(value)[..., None])
+    log_ratio = jnp.where(student.prob > 0, student.log_prob - teacher.log_prob, 0.0)
+    return value, student.prob * (finite(log_ratio) - finite(value)[..., None])

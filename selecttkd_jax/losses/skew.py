@@ -38,10 +38,11 @@ def skew_kl(student_logits: Logits, teacher_logits: Logits, *, alpha: Skew = 0.1
     return divergence_from_kernel(_skew_kernel, student_logits, teacher_logits, alpha)
 
 
-def _skew_kernel(log_q, log_p, alpha):
-    p, q, alpha = jnp.exp(log_p), jnp.exp(log_q), per_position(alpha, log_q)
+def _skew_kernel(student, teacher, alpha):
+    p, q, alpha = teacher.prob, student.prob, per_position(alpha, student.prob)
     m = alpha * p + (1 - alpha) * q
-    value = relative_entropy(p, log_p, log_mixture(m, alpha, log_p, log_q), (1 - alpha) * (q - p))
+    log_m = log_mixture(m, alpha, teacher.log_prob, student.log_prob)
+    value = relative_entropy(teacher, log_m, (1 - alpha) * (q - p))
     # dD/dq = -(1 - alpha) p / m
     return value, logit_gradient(q, -(1 - alpha) * q * ratio(p, m))
 
@@ -77,13 +78,13 @@ def skew_reverse_kl(
     return divergence_from_kernel(kernel, student_logits, teacher_logits, alpha)
 
 
-def _skew_reverse_kernel(log_q, log_p, alpha, detach_mixture=False):
-    p, q, alpha = jnp.exp(log_p), jnp.exp(log_q), per_position(alpha, log_q)
+def _skew_reverse_kernel(student, teacher, alpha, detach_mixture=False):
+    p, q, alpha = teacher.prob, student.prob, per_position(alpha, student.prob)
     m = (1 - alpha) * p + alpha * q
-    log_m = log_mixture(m, alpha, log_q, log_p)
-    value = relative_entropy(q, log_q, log_m, (1 - alpha) * (p - q))
+    log_m = log_mixture(m, alpha, student.log_prob, teacher.log_prob)
+    value = relative_entropy(student, log_m, (1 - alpha) * (p - q))
     # dD/dq = log(q / m) + 1 - alpha q / m; the 1 drops out of the logit gradient.
-    slope = finite(jnp.where(q > 0, log_q - log_m, 0.0))
+    slope = finite(jnp.where(q > 0, student.log_prob - log_m, 0.0))
     if not detach_mixture:
         slope -= alpha * ratio(q, m)
     return value, logit_gradient(q, q * slope)

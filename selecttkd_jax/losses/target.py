@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Int, Logits, PerToken
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, relative_entropy
+from selecttkd_jax.losses.closed_form import Distribution, divergence_from_kernel, relative_entropy
 from selecttkd_jax.losses.cross_entropy import check_labels, pick
+from selecttkd_jax.losses.kullback_leibler import forward_kernel
 
 
 def target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
@@ -86,14 +87,15 @@ def decoupled_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Arr
     return target_kl(student_logits, teacher_logits, labels) + non_target_kl(student_logits, teacher_logits, labels)
 
 
-def _target_kernel(log_q, log_p, labels):
+def _target_kernel(student, teacher, labels):
+    log_q, log_p = student.log_prob, teacher.log_prob
     target = _is_target(log_q, labels)
     # The mass of the others is summed, not taken as 1 - p(g): that would be 0, with an infinite log, for p(g) near 1.
     log_rest_q = _log_rest(log_q, target)
     log_pair_p = jnp.stack([pick(log_p, labels), _log_rest(log_p, target)], axis=-1)
     log_pair_q = jnp.stack([pick(log_q, labels), log_rest_q], axis=-1)
     pair_p, pair_q = jnp.exp(log_pair_p), jnp.exp(log_pair_q)
-    value = relative_entropy(pair_p, log_pair_p, log_pair_q, pair_q - pair_p)
+    value = relative_entropy(Distribution(pair_p, log_pair_p), log_pair_q, pair_q - pair_p)
     # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q. Taken from the two
     # smaller numbers: between two probabilities next to 1 the difference would have no digits left.
     surplus = jnp.where(pair_q[..., 0] < 0.5, (pair_q - pair_p)[..., 0], (pair_p - pair_q)[..., 1])
@@ -101,12 +103,11 @@ def _target_kernel(log_q, log_p, labels):
     return value, surplus[..., None] * jnp.where(target, 1.0, -other_shares)
 
 
-def _non_target_kernel(log_q, log_p, labels):
-    target = _is_target(log_q, labels)
-    log_p = _without(log_p, target, _log_rest(log_p, target))
-    log_q = _without(log_q, target, _log_rest(log_q, target))
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    return relative_entropy(p, log_p, log_q, q - p), q - p
+def _non_target_kernel(student, teacher, labels):
+    target = _is_target(student.log_prob, labels)
+    log_p = _without(teacher.log_prob, target, _log_rest(teacher.log_prob, target))
+    log_q = _without(student.log_prob, target, _log_rest(student.log_prob, target))
+    return forward_kernel(Distribution(jnp.exp(log_q), log_q), Distribution(jnp.exp(log_p), log_p))
 
 
 def _is_target(logits: Logits, labels: Array) -> Array:

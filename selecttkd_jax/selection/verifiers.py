@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from selecttkd_jax import losses
 from selecttkd_jax.array_types import Array, Key, Logits, PerToken
 from selecttkd_jax.checks import InputError, check_in_range
-from selecttkd_jax.losses.closed_form import as_float32, check_logits
+from selecttkd_jax.losses.closed_form import as_float32, check_logits, distribution
 
 
 def greedy_top_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> PerToken:
@@ -66,7 +66,9 @@ def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> Per
     """
     student_logits, teacher_logits = constants(student_logits, teacher_logits)
     check_k(k)
-    overlap = jnp.sum(jnp.minimum(jax.nn.softmax(student_logits), jax.nn.softmax(teacher_logits)), axis=-1)
+    # The same expressions as in the divergences, so that one program computes them once.
+    q, p = distribution(student_logits).prob, distribution(teacher_logits).prob
+    overlap = jnp.sum(jnp.minimum(p, q), axis=-1)
     # 1 - (1 - overlap)^k without cancellation where the overlap is small.
     return -jnp.expm1(k * jnp.log1p(-jnp.minimum(overlap, 1.0))).astype(jnp.float32)
 
@@ -164,10 +166,16 @@ def best_token(logits: Logits) -> Array:
 
 
 def rank(logits: Logits, token_ids: Array) -> Array:
-    """How many tokens are more likely than the given one, [...] int32: 0 for the most likely."""
-    is_token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == token_ids[..., None]
-    logit = jnp.max(jnp.where(is_token, logits, -jnp.inf), axis=-1, keepdims=True)
-    return jnp.sum((logits > logit).astype(jnp.int32), axis=-1)
+    """How many tokens are more likely than the given one, [...] float32: 0 for the most likely.
+
+    The one value gathered from each position costs a vocabulary sharded over devices no more than a sum over them.
+    A token outside the vocabulary ranks behind every possible one.
+    """
+    inside = (token_ids >= 0) & (token_ids < logits.shape[-1])
+    index = jnp.where(inside, token_ids, 0)[..., None]
+    logit = jnp.where(inside[..., None], jnp.take_along_axis(logits, index, axis=-1), -jnp.inf)
+    # Counted in float32, exact up to 2^24 tokens, because XLA's CPU backend sums integers far slower.
+    return jnp.sum((logits > logit).astype(jnp.float32), axis=-1)
 
 
 def constants(student_logits: Logits, teacher_logits: Logits) -> tuple[Logits, Logits]:

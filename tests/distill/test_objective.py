@@ -128,6 +128,17 @@ def test_token_terms_by_chunks_are_the_whole():
     )
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2, T, 100])
+def test_chunk_size_changes_no_number(chunk_size):
+    objective = replace(SELECTIVE, label_share=0.2)
+    arguments, options = (teacher, mask, uniforms, labels), {"alpha": jnp.linspace(0.01, 0.4, B)}
+    whole = loss_and_gradient(objective, *arguments, **options)(student)
+    chunked = loss_and_gradient(replace(objective, chunk_size=chunk_size), *arguments, **options)(student)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), chunked, whole)
+    without_gradient = replace(objective, chunk_size=chunk_size)(student, *arguments, **options)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), without_gradient, whole[0][1])
+
+
 def test_masked_zero_weight_and_teacher_gradients_are_exactly_zero():
     objective = replace(SELECTIVE, floor=0.0, verifier=partial(selection.greedy_top_k, k=2))
     accepted = np.asarray(selection.greedy_top_k(student, teacher, k=2)) == 1

@@ -67,6 +67,7 @@ def test_objectives_are_frozen():
         ({"floor": -0.1}, r"floor must be in \[0.0, 1.0\], got -0.1"),
         ({"floor": 1.1}, r"floor must be in \[0.0, 1.0\], got 1.1"),
         ({"label_share": 2.0}, r"label_share must be in \[0.0, 1.0\], got 2.0"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive, got nan"),
         ({"normalizer": "sequnce"}, "normalizer must be one of sequence, token, weight; got 'sequnce'.*'sequence'"),

@@ -87,7 +87,7 @@ def test_large_vocabulary_and_wide_logits(name):
 @everyone
 def test_unrelated_distributions(name):
     student, teacher = logits_pair(7, 1_009, 30.0, seed=1, correlation=0.0)
-    compare(name, student, teacher, value_tolerance=1e-5, gradient_tolerance=1e-5)
+    compare(name, student, teacher, value_tolerance=1e-5, gradient_tolerance=2e-5)
 
 
 @everyone
@@ -101,7 +101,7 @@ def test_bfloat16_logits_are_computed_in_float32(name):
 def test_masked_vocabulary_tail(name):
     student, teacher = logits_pair(5, 131, 20.0, seed=3)
     student[:, 101:] = teacher[:, 101:] = -np.inf
-    gradients = compare(name, student, teacher, value_tolerance=1e-5, gradient_tolerance=1e-5)
+    gradients = compare(name, student, teacher, value_tolerance=1e-5, gradient_tolerance=2e-5)
     assert np.all(gradients[:, 101:] == 0)
 
 
