@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from selecttkd_jax.array_types import Head, HiddenStates, Key, Params
 from selecttkd_jax.models.cache import KVCache
 from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.layers import Block, RMSNorm, attend
+from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attend
 from selecttkd_jax.models.rotary import rotary_tables
 
 
@@ -103,9 +103,10 @@ def forward(
         hidden = hidden + block.mlp(block.mlp_norm(hidden))
         return (hidden, cached, index + 1), None
 
-    if remat:
-        # Inside a scan nothing can be shared across iterations, so the guard against it would only cost time.
-        layer = jax.checkpoint(layer, prevent_cse=False)
+    # The backward pass keeps the results of the large products (nothing with remat) and recomputes the cheap work in
+    # between: less memory, and less time than writing it out. Inside a scan nothing is shared, hence no prevent_cse.
+    kept = jax.checkpoint_policies.save_only_these_names(*(() if remat else (KEPT,)))
+    layer = jax.checkpoint(layer, policy=kept, prevent_cse=False)
     cached = None if cache is None else (cache.keys, cache.values)
     (hidden, cached, _), _ = jax.lax.scan(layer, (hidden, cached, jnp.int32(0)), params["layers"])
     if cache is not None:

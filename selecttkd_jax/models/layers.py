@@ -1,8 +1,11 @@
 """The parts of one decoder block. Axis letters: B T D F H K E L V as in `array_types`; S counts the keys' slots."""
 
+from math import prod
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from selecttkd_jax.models.config import DecoderConfig
@@ -10,6 +13,9 @@ from selecttkd_jax.models.rotary import rotate
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
+
+# The name under which `jax.checkpoint` knows the results of the large products.
+KEPT = "kept"
 
 
 class RMSNorm(nnx.Module):
@@ -27,12 +33,38 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
 
 
+@jax.custom_vjp
+def linear(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+    """`x @ kernel`, with the kernel's gradient spelled out as one product.
+
+    JAX's own rule gives the transpose of that gradient, for which XLA on CPU first writes a transposed copy of the
+    output's gradient and recomputes whatever elementwise work leads to it: a fifth of an MLP's backward pass.
+    """
+    return jnp.einsum("BTI,IO->BTO", x, kernel)
+
+
+def _linear_forward(x, kernel):
+    return linear(x, kernel), (x, kernel)
+
+
+def _linear_backward(saved, output_gradient):
+    x, kernel = saved
+    return (
+        jnp.einsum("BTO,IO->BTI", output_gradient, kernel),
+        jnp.einsum("BTI,BTO->IO", x, output_gradient),
+    )
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 class Projection(nnx.Module):
-    """A linear map given by an einsum such as `BTD,DHE->BTHE`, with an optional bias over the new axes."""
+    """A linear map from some axes to others, such as `D -> HE`, with an optional bias over the new ones."""
 
     def __init__(
         self,
-        equation: str,
+        inputs: str,
+        outputs: str,
         sizes: dict[str, int],
         *,
         bias: bool,
@@ -40,15 +72,18 @@ class Projection(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.equation = equation
-        kernel_axes, output_axes = equation.split(",")[1].split("->")
-        kernel_shape = tuple(sizes[axis] for axis in kernel_axes)
-        self.kernel = nnx.Param(nnx.initializers.normal(init_scale)(rngs.params(), kernel_shape, dtype))
-        self.bias = nnx.Param(jnp.zeros([sizes[a] for a in output_axes if a in kernel_axes], dtype)) if bias else None
+        self.in_shape = tuple(sizes[axis] for axis in inputs)
+        self.out_shape = tuple(sizes[axis] for axis in outputs)
+        draw = nnx.initializers.normal(init_scale)
+        self.kernel = nnx.Param(draw(rngs.params(), self.in_shape + self.out_shape, dtype))
+        self.bias = nnx.Param(jnp.zeros(self.out_shape, dtype)) if bias else None
 
-    def __call__(self, x: Float[Array, "B T *axes"]) -> Float[Array, "B T *axes"]:
+    def __call__(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
         """Applies the map in x's dtype."""
-        y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        batch, length = x.shape[:2]
+        kernel = self.kernel[...].astype(x.dtype).reshape(prod(self.in_shape), prod(self.out_shape))
+        y = linear(x.reshape(batch, length, -1), kernel)
+        y = checkpoint_name(y, KEPT).reshape(batch, length, *self.out_shape)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
 
 
@@ -58,10 +93,10 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         sizes = {"D": config.hidden_size, "H": config.num_heads, "K": config.num_kv_heads, "E": config.head_dim}
         options = {"sizes": sizes, "init_scale": config.init_scale, "dtype": dtype, "rngs": rngs}
-        self.q = Projection("BTD,DHE->BTHE", bias=config.qkv_bias, **options)
-        self.k = Projection("BTD,DKE->BTKE", bias=config.qkv_bias, **options)
-        self.v = Projection("BTD,DKE->BTKE", bias=config.qkv_bias, **options)
-        self.o = Projection("BTHE,HED->BTD", bias=config.o_bias, **options)
+        self.q = Projection("D", "HE", bias=config.qkv_bias, **options)
+        self.k = Projection("D", "KE", bias=config.qkv_bias, **options)
+        self.v = Projection("D", "KE", bias=config.qkv_bias, **options)
+        self.o = Projection("HE", "D", bias=config.o_bias, **options)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
 
@@ -95,7 +130,8 @@ def attend(
     weights = weights.reshape(batch, num_kv_heads, group * length, keys.shape[1])
     mixed = jnp.einsum("BKNS,BSKE->BKNE", weights, values)
     mixed = mixed.reshape(batch, num_kv_heads, group, length, head_dim)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    return checkpoint_name(mixed, KEPT)
 
 
 class GatedMLP(nnx.Module):
@@ -104,9 +140,9 @@ class GatedMLP(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         sizes = {"D": config.hidden_size, "F": config.mlp_size}
         options = {"sizes": sizes, "bias": False, "init_scale": config.init_scale, "dtype": dtype, "rngs": rngs}
-        self.gate = Projection("BTD,DF->BTF", **options)
-        self.up = Projection("BTD,DF->BTF", **options)
-        self.down = Projection("BTF,FD->BTD", **options)
+        self.gate = Projection("D", "F", **options)
+        self.up = Projection("D", "F", **options)
+        self.down = Projection("F", "D", **options)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the map to every position."""
