@@ -26,7 +26,7 @@ def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, mu: float = 0
     Args:
       student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
       teacher_logits: [..., V]. Treated as a constant.
-      mu: Probability mass of the head, strictly between 0 and 1. DSKD's alpha is 1 - mu.
+      mu: Probability mass of the head, in [0, 1]. DSKD's alpha is 1 - mu.
       boundary: Where the token that crosses mu goes: "tail" (AKL's authors) or "head" (DSKD).
 
     Returns:

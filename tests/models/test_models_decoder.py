@@ -53,8 +53,9 @@ def test_a_token_sees_neither_later_tokens_nor_other_segments():
     config, params, ids, positions, segments = example()
     segments[:, 6:] = 2
     hidden, _ = forward(config, params, ids, positions, segments)
-    ids[:, [4, 8]] = (ids[:, [4, 8]] + 1) % config.vocab_size
-    changed, _ = forward(config, params, ids, positions, segments)
+    others = ids.copy()
+    others[:, [4, 8]] = (ids[:, [4, 8]] + 1) % config.vocab_size
+    changed, _ = forward(config, params, others, positions, segments)
     same = np.isclose(hidden, changed, atol=1e-6).all(axis=(0, 2))
     np.testing.assert_array_equal(same, [t not in (4, 5, 8, 9, 10) for t in range(LENGTH)])
 

@@ -13,7 +13,7 @@ from selecttkd_jax import models
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 512}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
