@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
+from selecttkd_jax.distill import cached_chunk_size
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
@@ -102,9 +103,9 @@ def train(config: RunConfig) -> Run:
         held_out_verifiers(config.objective.k or 5),
     )
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
-    step = make_train_step(
-        prepared.pair, config.objective.build(), optimizer, micro_batches=config.training.micro_batches
-    )
+    chunk_size = cached_chunk_size(config.data.batch_size // config.training.micro_batches)
+    objective = replace(config.objective.build(), chunk_size=chunk_size)
+    step = make_train_step(prepared.pair, objective, optimizer, micro_batches=config.training.micro_batches)
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
     try:
         with StepProgress(config.training.log_every) as progress:

@@ -28,7 +28,10 @@ steps = len(batches["input_ids"])
 
 pair = models.Pair(student.config, teacher.config, data.tokenizer_size(data.load_tokenizer(options.teacher)))
 objective = distill.Objective(
-    divergence=losses.forward_kl, verifier=selection.accept_all, normalizer=options.normalizer
+    divergence=losses.forward_kl,
+    verifier=selection.accept_all,
+    normalizer=options.normalizer,
+    chunk_size=distill.cached_chunk_size(batches["input_ids"].shape[1]),
 )
 optimizer = training.make_optimizer(
     training.OptimizerConfig(

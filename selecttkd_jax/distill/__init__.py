@@ -1,5 +1,6 @@
 """Objectives: divergence and selection over a batch, as sums and counts."""
 
+from selecttkd_jax.distill.chunks import cached_chunk_size
 from selecttkd_jax.distill.distillm2 import (
     ReferenceGap,
     adaptive_skew,

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from selecttkd_jax.distill.objective import Objective
 
 
+CACHED_POSITIONS = 8
+
+
+def cached_chunk_size(rows: int) -> int | None:
+    """The `chunk_size` that keeps a batch of `rows` rows in a CPU's cache; None on accelerators, which need no chunks.
+
+    Args:
+      rows: B on this process, within one micro-batch.
+    """
+    return max(1, CACHED_POSITIONS // rows) if jax.default_backend() == "cpu" else None
+
+
 def token_terms_by_chunks(objective: Objective, chunk_size: int, student_logits: Logits, rest: Any) -> TokenTerms:
     """`objective.token_terms(student_logits, **rest)`, evaluated `chunk_size` time steps at a time.
 
