@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from selecttkd_jax import __version__
 from selecttkd_jax.checks import InputError, did_you_mean
 
-USAGE = """usage: selecttkd [--debug] COMMAND ...
+USAGE = """usage: selecttkd [--debug] [--version] COMMAND ...
 
 Distil a language model into a smaller one, learning where the teacher accepts what the student proposes (SelecTKD).
 
@@ -28,7 +29,8 @@ commands, in the order in which a first run uses them:
   generate   let a model answer prompts
   plot       curves of a run
 
-`selecttkd COMMAND --help` explains each. --debug shows the traceback of an error.
+`selecttkd COMMAND --help` explains each. Paths are relative to where the command runs.
+--debug shows the traceback of an error.
 """
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -60,7 +62,7 @@ class Prune:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model directory or hub name."""
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
-    """Where to write the pruned model."""
+    """Where to write. An existing model directory is replaced once the new one is complete."""
     keep: Annotated[int | None, tyro.conf.arg(metavar="COUNT")] = None
     """How many layers to keep, at even distances, the first and the last among them."""
     layers: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="L0 L1 ...")] = None
@@ -73,6 +75,8 @@ class Prune:
         if (self.keep is None) == (self.layers is None):
             raise InputError("give either --keep COUNT or --layers L0 L1 ...")
         models.check_replaceable(self.directory)
+        if self.directory.resolve() == Path(self.model).resolve():
+            raise InputError(f"{self.directory} is the model itself; name another directory for the pruned one")
         config, _ = models.read_config(self.model)
         layers = self.layers or models.evenly_spaced_layers(config.num_layers, self.keep or 0)
         pruned = models.prune_layers(models.from_pretrained(self.model), layers)
@@ -88,9 +92,9 @@ class Evaluate:
     """Held-out KL at temperature 1, cross-entropy, top-1 agreement and acceptance rates of a student."""
 
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
-    """A run's config.toml: names the teacher, the data and the student's start."""
+    """A run's config.toml: names the teacher, the held-out data, and the student before training."""
     student: str | None = None
-    """Student to evaluate instead of the config's, for example RUN/student."""
+    """Student to evaluate: RUN/student is the trained one. Left out: the config's, the student before training."""
 
     def run(self) -> None:
         """Evaluates and prints a table."""
@@ -145,6 +149,8 @@ class Generate:
             raise InputError("give either prompts or --file PROMPTS.jsonl")
         if self.output is not None and self.output.exists():
             raise InputError(f"{self.output} exists; name a new file for the answers")
+        if self.output is not None and not self.output.absolute().parent.is_dir():
+            raise InputError(f"{self.output.parent} is not a directory; name an existing one for {self.output.name}")
         sampling = Sampling(self.temperature, self.top_p, max_new_tokens=self.max_new_tokens)
         if self.file is None:
             records = [data.Record(({"role": "user", "content": prompt},)) for prompt in self.prompts]
@@ -160,7 +166,10 @@ class Generate:
             dtype=self.dtype,
         )
         if self.output is None:
-            print("\n\n".join(answers))
+            for record, answer in zip(records, answers, strict=True):
+                if len(records) > 1:
+                    print(f"--- {record.prompt[-1]['content']}")
+                print(answer)
             return
         rows = [
             json.dumps({"prompt": list(record.prompt), "completion": answer}, ensure_ascii=False)
@@ -195,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["--version"]:
+        print(f"selecttkd_jax {__version__}")
+        return 0
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if words else 2
@@ -261,7 +273,10 @@ def _train(words: list[str]) -> int:
     from selecttkd_jax import runner
 
     finished = runner.train(config)
-    kl = f"held-out KL {finished.before['kl']:.4f} -> {finished.after['kl']:.4f}"
+    kl = (
+        f"held-out KL {finished.before['kl']:.4f} -> {finished.after['kl']:.4f} "
+        f"({finished.after['tokens']:,.0f} tokens)"
+    )
     print(f"{kl}\nstudent  {finished.student}\nmetrics  {finished.metrics}")
     for path in finished.plots:
         print(f"plot     {path}")

@@ -84,6 +84,8 @@ def load_config(path: str | Path) -> RunConfig:
             the wrong type or is out of range.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; name the file, such as {path / 'config.toml'}")
     if not path.is_file():
         raise InputError(f"{path} does not exist; name a configuration file in TOML")
     try:

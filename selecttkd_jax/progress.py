@@ -72,7 +72,7 @@ class StepProgress:
         if self._began is None:
             self._began = (step, time.monotonic())
         if "held_out/kl" in row:
-            self._held_out = f"held-out KL {row['held_out/kl']:.3f}"
+            self._held_out = f"held-out KL {row['held_out/kl']:.3f} (step {step})"
         note = self._held_out
         if "loss" in row:
             note = f"loss {row['loss']:.4f}  TAR {row['tar']:.3f}  {note}"

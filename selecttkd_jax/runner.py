@@ -71,12 +71,12 @@ def train(config: RunConfig) -> Run:
     directory = Path(config.output)
     check_output(config, directory)
     prepared = prepare(config)
-    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
-    student = models.from_pretrained(config.models.student)
-
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         save_config(config, directory / "config.toml")
+    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
+    student = models.from_pretrained(config.models.student)
+
     rows = prepared.train_rows
     assert rows is not None
     batches = data.make_batches(
@@ -160,6 +160,8 @@ def prepare(config: RunConfig, *, train_rows: bool = True) -> Prepared:
     def tokenize(records: list[data.Record], name: str) -> data.Rows:
         rows = data.tokenize_records(records, tokenizer, config.data.max_length, stops, config.data.template)
         logger.info("%s: %s", name, rows.summary())
+        if rows.dropped > rows.read // 2:
+            logger.warning("%s: more than half were dropped; raise data.max_length", name)
         return rows
 
     pair = models.Pair(

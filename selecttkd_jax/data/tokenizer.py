@@ -35,7 +35,7 @@ def load_tokenizer(path_or_hub_name: str | Path) -> Tokenizer:
             raise InputError(
                 f"model directory {str(path)!r} is empty; expected config.json, weights and tokenizer.json"
             )
-        if not any(path.glob("*token*")) and not any(path.glob("vocab.*")):
+        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             raise InputError(f"no tokenizer in {str(path)!r}; copy the model's tokenizer.json there")
     elif looks_like_path(path_or_hub_name):
         raise InputError(f"model directory {str(path)!r} does not exist; give a directory or a hub name (owner/name)")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from selecttkd_jax.array_types import Array, PerToken, Scalar, TokenMask
@@ -111,6 +112,9 @@ def as_mask(mask: TokenMask) -> TokenMask:
     check_rank("mask", mask, 2)
     if mask.dtype == jnp.bool_:
         return mask
-    if not isinstance(mask, Tracer) and not bool(jnp.all((mask == 0) | (mask == 1))):
-        raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
+    if not isinstance(mask, Tracer):
+        # In NumPy: under jit even a concrete array compares to a traced one.
+        values = np.asarray(mask)
+        if not ((values == 0) | (values == 1)).all():
+            raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
     return mask != 0

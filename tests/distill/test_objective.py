@@ -259,3 +259,14 @@ def test_plain_jit_and_vmap_agree():
     stacked = [np.stack([a, a[::-1]]) for a in (student, teacher, mask, uniforms)]
     both = jax.jit(jax.vmap(SELECTIVE))(*stacked)
     jax.tree.map(lambda pair, single: close(pair, np.array([single, single])), both, plain)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.bool_])
+@pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
+def test_a_mask_closed_over_by_jit_counts_like_one_passed_to_it(kind, place):
+    rng = np.random.default_rng(0)
+    student, teacher = jnp.asarray(rng.normal(size=(2, 2, 3, 7)), jnp.float32)
+    mask = place(np.array([[0, 1, 1], [0, 0, 1]], kind))
+    objective = distill.Objective()
+    closed = jax.jit(lambda logits: objective(logits, teacher, mask).loss)(student)
+    np.testing.assert_array_equal(closed, jax.jit(objective)(student, teacher, mask).loss)

@@ -155,6 +155,23 @@ def test_prune_and_evaluate_and_generate_from_the_command_line(run_files, capsys
     assert "exists" in refused(capsys, *words)
 
 
+def test_prune_refuses_to_replace_its_own_source(run_files, capsys, monkeypatch):
+    monkeypatch.chdir(run_files / "tiny")
+    before = (run_files / "tiny" / "teacher" / "model.safetensors").read_bytes()
+    assert "is the model itself" in refused(capsys, "prune", "teacher", run_files / "tiny" / "teacher", "--keep", "1")
+    assert (run_files / "tiny" / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_generate_checks_where_it_will_write_first(run_files, capsys):
+    teacher = run_files / "tiny" / "teacher"
+    line = refused(capsys, "generate", teacher, "hi", "--output", run_files / "nowhere" / "o.jsonl")
+    assert "nowhere is not a directory" in line
+
+
+def test_a_directory_instead_of_a_config_is_named(run_files, capsys):
+    assert "is a directory; name the file" in refused(capsys, "evaluate", run_files)
+
+
 def test_debug_shows_the_traceback():
     from selecttkd_jax.checks import InputError
 
