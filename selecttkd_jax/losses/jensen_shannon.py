@@ -43,8 +43,8 @@ def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: floa
 def _jensen_shannon_kernel(student, teacher, beta):
     p, q, beta = teacher.prob, student.prob, per_position(beta, student.prob)
     log_m = log_mixture(beta * p + (1 - beta) * q, beta, teacher.log_prob, student.log_prob)
-    from_teacher = relative_entropy(teacher, log_m, (1 - beta) * (q - p))
-    from_student = relative_entropy(student, log_m, beta * (p - q))
+    from_teacher = relative_entropy(teacher, log_m)
+    from_student = relative_entropy(student, log_m)
     share = beta[..., 0]
     value = share * from_teacher + (1 - share) * from_student
     # dD/dq = (1 - beta) log(q / m): the derivatives through m cancel, as beta p + (1 - beta) q is m again.

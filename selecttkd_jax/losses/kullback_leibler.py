@@ -37,7 +37,7 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 def forward_kernel(student: Distribution, teacher: Distribution) -> tuple[PerToken, Logits]:
     """Forward KL and its student-logit gradient, q - p."""
     gradient = student.prob - teacher.prob
-    return relative_entropy(teacher, student.log_prob, gradient), gradient
+    return relative_entropy(teacher, student.log_prob), gradient
 
 
 def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -65,7 +65,7 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
 def reverse_kernel(student: Distribution, teacher: Distribution) -> tuple[PerToken, Logits]:
     """Reverse KL and its student-logit gradient, q (log(q / p) - KL)."""
-    value = relative_entropy(student, teacher.log_prob, teacher.prob - student.prob)
+    value = relative_entropy(student, teacher.log_prob)
     # q dD/dq is q log(q/p) + q, whose sum is the value + 1: the mean is at hand, no second reduction is needed.
     log_ratio = jnp.where(student.prob > 0, student.log_prob - teacher.log_prob, 0.0)
     return value, student.prob * (finite(log_ratio) - finite(value)[..., None])

@@ -42,7 +42,7 @@ def _skew_kernel(student, teacher, alpha):
     p, q, alpha = teacher.prob, student.prob, per_position(alpha, student.prob)
     m = alpha * p + (1 - alpha) * q
     log_m = log_mixture(m, alpha, teacher.log_prob, student.log_prob)
-    value = relative_entropy(teacher, log_m, (1 - alpha) * (q - p))
+    value = relative_entropy(teacher, log_m)
     # dD/dq = -(1 - alpha) p / m
     return value, logit_gradient(q, -(1 - alpha) * q * ratio(p, m))
 
@@ -82,7 +82,7 @@ def _skew_reverse_kernel(student, teacher, alpha, detach_mixture=False):
     p, q, alpha = teacher.prob, student.prob, per_position(alpha, student.prob)
     m = (1 - alpha) * p + alpha * q
     log_m = log_mixture(m, alpha, student.log_prob, teacher.log_prob)
-    value = relative_entropy(student, log_m, (1 - alpha) * (p - q))
+    value = relative_entropy(student, log_m)
     # dD/dq = log(q / m) + 1 - alpha q / m; the 1 drops out of the logit gradient.
     slope = finite(jnp.where(q > 0, student.log_prob - log_m, 0.0))
     if not detach_mixture:

@@ -95,7 +95,7 @@ def _target_kernel(student, teacher, labels):
     log_pair_p = jnp.stack([pick(log_p, labels), _log_rest(log_p, target)], axis=-1)
     log_pair_q = jnp.stack([pick(log_q, labels), log_rest_q], axis=-1)
     pair_p, pair_q = jnp.exp(log_pair_p), jnp.exp(log_pair_q)
-    value = relative_entropy(Distribution(pair_p, log_pair_p), log_pair_q, pair_q - pair_p)
+    value = relative_entropy(Distribution(pair_p, log_pair_p), log_pair_q)
     # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q. Taken from the two
     # smaller numbers: between two probabilities next to 1 the difference would have no digits left.
     surplus = jnp.where(pair_q[..., 0] < 0.5, (pair_q - pair_p)[..., 0], (pair_p - pair_q)[..., 1])

@@ -34,9 +34,9 @@ MUTANTS = [
     ),
     Mutant(
         "losses/closed_form.py",
-        "(a.prob * log_ratio + b_minus_a, axis=-1)",
-        "(a.prob * log_ratio, axis=-1)",
-        "the term that steadies nearly equal distributions dropped",
+        "jnp.maximum(jnp.sum(a.prob * log_ratio, axis=-1), 0.0)",
+        "jnp.sum(a.prob * log_ratio, axis=-1)",
+        "a divergence below zero",
     ),
     Mutant(
         "losses/closed_form.py",
