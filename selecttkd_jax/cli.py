@@ -220,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"selecttkd: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("selecttkd: interrupted; the run resumes from its last checkpoint", file=sys.stderr)
+        hint = "; the same command resumes from the last checkpoint" if words[0] == "train" else ""
+        print(f"selecttkd: interrupted{hint}", file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import tomllib
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,11 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ."""
+    """The dotted keys in which two configurations differ, their output aside."""
     found = []
     for name in dict.fromkeys([*a, *b]):
+        if f"{prefix}{name}" == "output":
+            continue  # a run may be moved, and "run" is "./run"
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")
@@ -148,7 +151,7 @@ def _converter() -> cattrs.Converter:
 
 def _exactly(value: Any, kind: type) -> Any:
     """A TOML value of the type its field has; cattrs alone would turn "3" into 3 and 0.5 into 0."""
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int:  # 1 is a fine way to write 1.0
         return float(value)
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, got {value!r} ({type(value).__name__})")
@@ -171,8 +174,15 @@ def _check_keys(values: dict[str, Any], config: Any, source: str, prefix: str) -
             _check_value(value, fields[name], f"{source}: {prefix}{name}")
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return kind.__args__ if isinstance(kind, types.UnionType) else ()
+
+
 def _check_value(value: Any, kind: Any, where: str) -> None:
     try:
+        if isinstance(value, str) and kind is not str and str not in _alternatives(kind):
+            # cattrs would take a text for a sequence of letters
+            raise TypeError(f"expected {getattr(kind, '__name__', kind)}, got {value!r}")
         _converter().structure(value, kind)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from error

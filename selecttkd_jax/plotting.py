@@ -44,7 +44,7 @@ def _curves(rows: list[dict[str, float]], name: str) -> Figure:
     figure.suptitle(name)
     _line(loss, rows, "divergence", "divergence", GREY)
     _line(loss, rows, "loss", "loss: weighted by acceptance", BLUE)
-    _title(loss, "Training batches (nats per token)")
+    _title(loss, "Training batches (per token)")
     _line(kl, rows, "held_out/kl", "KL(teacher ‖ student)", BLUE, marker="o")
     _line(kl, rows, "held_out/cross_entropy", "student cross-entropy", ORANGE, marker="o")
     _line(kl, rows, "held_out/teacher_cross_entropy", "teacher cross-entropy", GREY, linestyle="--")

@@ -28,15 +28,19 @@ def _bar() -> Progress:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields `advance(done, total)`; shows a bar on a terminal and one line every tenth of the work elsewhere."""
+    """Yields `advance(done, total)`; shows a bar on a terminal and at most ten lines elsewhere."""
     if sys.stderr.isatty():
         with _bar() as bar:
             task = bar.add_task(description, total=None, note="")
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
 
+    tenths = 0
+
     def log(done: int, total: int) -> None:
-        if done * 10 // total != (done - 1) * 10 // total:
+        nonlocal tenths
+        if done * 10 // total > tenths:
+            tenths = done * 10 // total
             logger.info("%s: %d of %d", description, done, total)
 
     yield log
@@ -60,7 +64,7 @@ class StepProgress:
         if sys.stderr.isatty():
             self._bar = _bar()
             self._bar.__enter__()
-            self._task = self._bar.add_task("training", total=None, note="evaluating the start")
+            self._task = self._bar.add_task("training", total=None, note="compiling")
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -85,5 +89,5 @@ class StepProgress:
         first, began = self._began or (step, 0.0)
         if step == first:
             return ""
-        seconds = (time.monotonic() - began) / (step - first) * (total - step)
-        return f"{row.get('step_seconds', 0):.2f} s/step  {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        minutes, seconds = divmod(round((time.monotonic() - began) / (step - first) * (total - step)), 60)
+        return f"{row.get('step_seconds', 0):.2f} s/step  {minutes}:{seconds:02d} left"

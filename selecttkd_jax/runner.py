@@ -3,10 +3,12 @@
 Everything that can be wrong is found before a model is loaded: configs, weights' headers, tokenizers, rows.
 """
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
-from selecttkd_jax.distill import cached_chunk_size
+from selecttkd_jax.distill import cached_chunk_size, log_shared_width
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
@@ -57,8 +59,7 @@ class Prepared:
     """What is known before a model is loaded."""
 
     pair: models.Pair
-    tokenizer: object
-    train_rows: data.Rows | None
+    train_rows: data.Rows
     held_out_rows: data.Rows
 
 
@@ -68,25 +69,19 @@ def train(config: RunConfig) -> Run:
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
     """
-    directory = Path(config.output)
+    if jax.process_count() > 1:
+        raise InputError(f"training runs in one process so far, not in {jax.process_count()}")
+    directory = Path(config.output).expanduser()
     check_output(config, directory)
+    if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
-    if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_config(config, directory / "config.toml")
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config(config, directory / "config.toml")
     teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
     student = models.from_pretrained(config.models.student)
 
-    rows = prepared.train_rows
-    assert rows is not None
-    batches = data.make_batches(
-        rows,
-        config.data.batch_size,
-        config.data.max_length,
-        config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    batches = data.make_batches(prepared.train_rows, config.data.batch_size, config.data.max_length, config.seed)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     state = init_state(student.params, optimizer, config.seed)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
@@ -97,15 +92,14 @@ def train(config: RunConfig) -> Run:
     # From here on the state's copy is the student; a second one would only take memory.
     student = replace(student, params={})
 
-    evaluate = HeldOut(
-        prepared.pair,
-        data.eval_batches(prepared.held_out_rows, config.data.batch_size, config.data.max_length),
-        held_out_verifiers(config.objective.k or 5),
-    )
+    evaluate = make_held_out(config, prepared.pair, prepared.held_out_rows)
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
-    chunk_size = cached_chunk_size(config.data.batch_size // config.training.micro_batches)
+    micro_batches = config.training.micro_batches
+    chunk_size = cached_chunk_size(config.data.batch_size // micro_batches)
     objective = replace(config.objective.build(), chunk_size=chunk_size)
-    step = make_train_step(prepared.pair, objective, optimizer, micro_batches=config.training.micro_batches)
+    step = make_train_step(
+        prepared.pair, objective, optimizer, micro_batches=micro_batches, expected=config.objective.expected
+    )
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
     try:
         with StepProgress(config.training.log_every) as progress:
@@ -123,7 +117,7 @@ def train(config: RunConfig) -> Run:
 
 
 def check_output(config: RunConfig, directory: Path) -> None:
-    """Raises InputError when `directory` holds anything but this very run."""
+    """Raises InputError when `directory` holds anything but this very run, or a start that saved nothing yet."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"output {directory} is a file; name a directory")
     if not directory.is_dir() or not any(directory.iterdir()):
@@ -132,6 +126,9 @@ def check_output(config: RunConfig, directory: Path) -> None:
         raise InputError(
             f"output {directory} holds files but no run of ours (no config.toml); choose another directory"
         )
+    models.check_replaceable(directory / "student")
+    if not any((directory / "checkpoints").glob("step_*[0-9]")):
+        return
     there = config_to_dict(load_config(directory / "config.toml"))
     changed = differences(there, config_to_dict(config))
     if changed:
@@ -141,47 +138,70 @@ def check_output(config: RunConfig, directory: Path) -> None:
         )
 
 
-def prepare(config: RunConfig, *, train_rows: bool = True) -> Prepared:
-    """Reads and checks everything but the weights themselves, and says what it found.
+def prepare(config: RunConfig) -> Prepared:
+    """Reads and checks everything but the weights themselves, and says what it found."""
+    pair, tokenizer, stops = check_models(config)
+    train_records, held_out_records = read_split(config.data)
+    train_rows = tokenize(config.data, train_records, tokenizer, stops, "training rows")
+    return Prepared(pair, train_rows, tokenize(config.data, held_out_records, tokenizer, stops, "held-out rows"))
 
-    Args:
-        config: The run.
-        train_rows: Whether the training rows are tokenised; evaluation needs only the held-out ones.
-    """
+
+def check_models(config: RunConfig) -> tuple[models.Pair, Any, tuple[int, ...]]:
+    """Both configs, the headers of the weights, and the tokenizers: what fits together, its tokenizer and stop ids."""
     teacher_config, _ = models.read_config(config.models.teacher)
     student_config, _ = models.read_config(config.models.student)
     for name in (config.models.teacher, config.models.student):
         models.check_weights(name)
     tokenizer = data.load_tokenizer(config.models.teacher)
-    data.check_same_tokenizer(tokenizer, data.load_tokenizer(config.models.student))
-    stops = data.stop_ids(tokenizer, config.models.teacher)
-    train_records, held_out_records = read_split(config.data)
-
-    def tokenize(records: list[data.Record], name: str) -> data.Rows:
-        rows = data.tokenize_records(records, tokenizer, config.data.max_length, stops, config.data.template)
-        logger.info("%s: %s", name, rows.summary())
-        if rows.dropped > rows.read // 2:
-            logger.warning("%s: more than half were dropped; raise data.max_length", name)
-        return rows
-
+    student_tokenizer = data.load_tokenizer(config.models.student)
+    data.check_same_tokenizer(tokenizer, student_tokenizer)
+    if config.data.template == "chat" and student_tokenizer.chat_template != tokenizer.chat_template:
+        logger.warning(
+            "the chat templates differ: the student learns the teacher's, and its export keeps its own; copy the "
+            "teacher's tokenizer files to the student if that is not meant"
+        )
+    vocab_size = data.tokenizer_size(tokenizer)
+    log_shared_width(student_config.vocab_size, teacher_config.vocab_size, vocab_size)
+    for role, decoder in (("teacher", teacher_config), ("student", student_config)):
+        logger.info("%s: %.1f M parameters, %d layers", role, models.count_params(decoder) / 1e6, decoder.num_layers)
     pair = models.Pair(
         student=student_config,
         teacher=teacher_config,
-        vocab_size=data.tokenizer_size(tokenizer),
+        vocab_size=vocab_size,
         dtype=config.models.compute_dtype,
         remat=config.models.remat,
     )
-    for role, decoder in (("teacher", teacher_config), ("student", student_config)):
-        logger.info("%s: %.1f M parameters, %d layers", role, models.count_params(decoder) / 1e6, decoder.num_layers)
-    rows = tokenize(train_records, "training rows") if train_rows else None
-    return Prepared(pair, tokenizer, rows, tokenize(held_out_records, "held-out rows"))
+    return pair, tokenizer, data.stop_ids(tokenizer, config.models.teacher)
+
+
+def tokenize(
+    config: data.DataConfig, records: list[data.Record], tokenizer: Any, stops: tuple[int, ...], name: str
+) -> data.Rows:
+    """Rows of `records`, with one line in the log about them."""
+    rows = data.tokenize_records(records, tokenizer, config.max_length, stops, config.template)
+    logger.info("%s: %s", name, rows.summary())
+    if rows.dropped > rows.read // 2:
+        logger.warning("%s: more than half were dropped; raise data.max_length", name)
+    return rows
+
+
+def read_held_out(config: data.DataConfig) -> list[data.Record]:
+    """The held-out records, and nothing else where they have a file of their own."""
+    if config.held_out is None:
+        return read_split(config)[1]
+    return data.read_records(config.held_out, config.columns, config.held_out_split)[: config.held_out_rows]
 
 
 def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Record]]:
     """Training and held-out records. Without held-out data of its own, the last rows are held out of training."""
-    records = data.read_records(config.train, config.columns)
+    records = data.read_records(config.train, config.columns, config.train_split)
     if config.held_out is not None:
-        return records, data.read_records(config.held_out, config.columns)[: config.held_out_rows]
+        held_out = read_held_out(config)
+        learned = {repr((record.prompt, record.response)) for record in records}
+        known = sum(repr((record.prompt, record.response)) in learned for record in held_out)
+        if known:
+            logger.warning("%d of %d held-out rows are training rows too: they show memory", known, len(held_out))
+        return records, held_out
     if len(records) <= config.held_out_rows:
         raise InputError(
             f"{config.train} has {len(records)} rows, and data.held_out_rows would hold out {config.held_out_rows} of "
@@ -190,13 +210,19 @@ def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Re
     return records[: -config.held_out_rows], records[-config.held_out_rows :]
 
 
+def make_held_out(config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
+    """The evaluation of a run: its held-out rows, and the acceptance rates at its own k."""
+    batches = data.eval_batches(rows, config.data.batch_size, config.data.max_length)
+    return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5))
+
+
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
-    prepared = prepare(config, train_rows=False)
+    pair, tokenizer, stops = check_models(config)
+    rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
     teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
     student = models.from_pretrained(config.models.student)
-    batches = data.eval_batches(prepared.held_out_rows, config.data.batch_size, config.data.max_length)
-    held_out = HeldOut(prepared.pair, batches, held_out_verifiers(config.objective.k or 5))
+    held_out = make_held_out(config, pair, rows)
     with progress_bar("evaluating") as advance:
         return held_out(student.params, teacher.params, advance)
 

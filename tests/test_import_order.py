@@ -21,7 +21,7 @@ def imported_modules(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "selecttkd_jax":
-            found |= {f"selecttkd_jax.{name.name}" for name in node.names}
+            found |= {f"selecttkd_jax.{name.name}" for name in node.names if name.name != "__version__"}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
     return {name for name in found if name.startswith("selecttkd_jax.")}

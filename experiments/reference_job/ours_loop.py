@@ -42,7 +42,7 @@ optimizer = training.make_optimizer(
         b2=0.95,
         eps=1e-8,
         weight_decay=0.0,
-        clip_norm=None,
+        clip_norm=0.0,
     ),
     steps,
 )

@@ -13,6 +13,10 @@ class DataConfig:
     """JSONL file, directory saved by `datasets`, or hub name of a data set."""
     held_out: str | None = None
     """Rows to evaluate on, in the same forms. Left out: the last `held_out_rows` of the training data."""
+    train_split: str = "train"
+    """Split of `train`, where it is a `datasets` data set that has several."""
+    held_out_split: str = "test"
+    """Split of `held_out`, where it is a `datasets` data set that has several."""
     held_out_rows: int = 64
     """Most rows used for evaluation."""
     columns: tuple[str, str] | None = None

@@ -90,7 +90,7 @@ def tokenize_records(
 
     Args:
         records: records with responses.
-        tokenizer: the student's tokenizer.
+        tokenizer: the tokenizer that both models share; its chat template is used.
         max_length: greatest number of tokens in a row, prompt included.
         stop_ids: ids that end a turn, from `stop_ids(tokenizer, path)`.
         template: `"chat"` for the tokenizer's chat template (every assistant turn of a response carries loss), or

@@ -13,4 +13,4 @@ from selecttkd_jax.distill.named import ObjectiveConfig
 from selecttkd_jax.distill.objective import Objective
 from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
 from selecttkd_jax.distill.two_stream import Stream, TwoStreamObjective, TwoStreamSums
-from selecttkd_jax.distill.vocabulary import mask_vocabulary, match_vocabulary, shared_width
+from selecttkd_jax.distill.vocabulary import log_shared_width, mask_vocabulary, match_vocabulary, shared_width

@@ -44,6 +44,8 @@ class ObjectiveConfig:
     """greedy_top_k, spec_k, hellinger (the soft weight), or accept_all (vanilla distillation)."""
     k: int | None = None
     """Teacher tokens that greedy_top_k accepts, or candidates that spec_k draws; at least 1. Left out: 5."""
+    expected: bool = False
+    """Weigh by the acceptance itself (its expectation) instead of a draw against it: less variance for spec_k."""
     floor: float = 0.01
     """Weight of a rejected token, in [0, 1] (the paper's beta); an accepted one weighs 1."""
     temperature: float = 1.0
@@ -60,6 +62,11 @@ class ObjectiveConfig:
         if self.k is not None:
             check_at_least("objective.k", self.k, 1)
         check_in_range("objective.floor", self.floor, 0, 1)
+        if self.verifier == "hellinger" and not (self.expected and self.floor == 0):
+            raise InputError(
+                "objective.verifier hellinger is itself the weight of a token (V = H): set objective.expected = true "
+                "and objective.floor = 0.0"
+            )
         self.build()
 
     def build(self) -> Objective:

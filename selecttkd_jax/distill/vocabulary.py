@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 def shared_width(student_width: int, teacher_width: int, tokenizer_size: int) -> int:
     """The number of columns to keep of both heads: the narrower width.
 
-    Not the tokenizer's size: a padded width keeps the shapes hardware and meshes divide well. Logs one line when
-    anything is cut or masked.
+    Not the tokenizer's size: a padded width keeps the shapes hardware and meshes divide well.
 
     Raises:
       InputError: A head is too narrow for the tokenizer.
@@ -31,12 +30,17 @@ def shared_width(student_width: int, teacher_width: int, tokenizer_size: int) ->
             f"the tokenizer has {tokenizer_size} ids, but the student's head has {student_width} columns and the "
             f"teacher's {teacher_width}; resize the narrower one to the tokenizer before distilling"
         )
+    return width
+
+
+def log_shared_width(student_width: int, teacher_width: int, tokenizer_size: int) -> None:
+    """Checks like `shared_width`, and logs one line when anything is cut or masked: once a run, not once a trace."""
+    width = shared_width(student_width, teacher_width, tokenizer_size)
     if not student_width == teacher_width == tokenizer_size:
         log.info(
             "vocabulary: student head %d, teacher head %d, tokenizer %d; both cut to %d, ids from %d on are masked",
             *(student_width, teacher_width, tokenizer_size, width, tokenizer_size),
         )
-    return width
 
 
 def mask_vocabulary(logits: Logits, tokenizer_size: int) -> Logits:

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,12 @@ class MetricsWriter:
     def write_csv(self) -> None:
         """Writes all rows so far as a table with one column a metric; absent values stay blank."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
+        rewritten = self._csv.with_suffix(".csv.tmp")
+        with rewritten.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, fieldnames=columns)
             table.writeheader()
             table.writerows(self.rows)
+        rewritten.replace(self._csv)
 
     def close(self) -> None:
         """Writes the table and closes every file."""
@@ -86,7 +89,7 @@ def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
         return None
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0)
 
 
 def _wandb_run(directory: Path, project: str | None) -> Any:
@@ -94,4 +97,6 @@ def _wandb_run(directory: Path, project: str | None) -> Any:
         return None
     import wandb  # pyright: ignore[reportMissingImports] (an extra)
 
-    return wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow", id=directory.name)
+    # One id a directory, so that a resumed run continues its own curves and no other run of the same name.
+    identity = f"{directory.name}-{zlib.crc32(str(directory.resolve()).encode()):08x}"
+    return wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow", id=identity)

@@ -1,4 +1,4 @@
-"""The loop: steps, metrics, held-out evaluation and checkpoints, in that order, until the last step."""
+"""The loop: step, held-out evaluation where due, metrics, checkpoint where due, until the last step."""
 
 import logging
 import math
@@ -116,7 +116,7 @@ def run_loop(
         if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
             raise InputError(
                 f"step {step + 1}: loss {row['loss']}, gradient norm {row['grad_norm']}; lower "
-                "optimizer.learning_rate or clip more, then resume from the last checkpoint"
+                "optimizer.learning_rate or optimizer.clip_norm and start with a new output"
             )
         step += 1
         last = step == config.steps

@@ -1,14 +1,14 @@
 """AdamW with warm-up, a schedule, clipping and a decay mask."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from selecttkd_jax.array_types import Params
-from selecttkd_jax.checks import InputError, check_at_least, check_in_range
+from selecttkd_jax.checks import InputError, check_at_least, check_in_range, check_one_of
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class OptimizerConfig:
 
     learning_rate: float = 5e-5
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up."""
+    schedule: str = "cosine"
+    """How the rate falls after the warm-up: cosine, linear, or constant (not at all)."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the rate rises from zero to its peak."""
     final_fraction: float = 0.0
-    """Share of the peak rate that is left at the last step (cosine and linear)."""
+    """Share of the peak rate that cosine and linear fall towards; a step after the last would have it."""
     b1: float = 0.9
     """Decay of the mean of the gradients."""
     b2: float = 0.95
@@ -31,23 +31,24 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
     """Decoupled decay of the matrices; norms and biases are never decayed."""
-    clip_norm: float | None = 1.0
-    """Largest global gradient norm; None leaves gradients alone."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 leaves gradients alone."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise InputError(f"optimizer.learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"optimizer.{name} must be above 0 and finite, got {getattr(self, name)}")
+        check_one_of("optimizer.schedule", self.schedule, ("cosine", "linear", "constant"))
         check_in_range("optimizer.warmup_fraction", self.warmup_fraction, 0, 1)
         check_in_range("optimizer.final_fraction", self.final_fraction, 0, 1)
         check_in_range("optimizer.b1", self.b1, 0, 1, include_high=False)
         check_in_range("optimizer.b2", self.b2, 0, 1, include_high=False)
         check_at_least("optimizer.weight_decay", self.weight_decay, 0)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"optimizer.clip_norm must be above 0 (or left out), got {self.clip_norm}")
+        check_at_least("optimizer.clip_norm", self.clip_norm, 0)
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """The rate of each step: a linear rise over the warm-up, then the schedule's fall to the last step.
+    """The rate of each step: a linear rise over the warm-up, then the schedule's fall to the end.
 
     Step s of the warm-up's w takes the rate (s + 1) / w of the peak, so the first step already learns.
     """
@@ -94,6 +95,6 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         mask=decay_mask,
         mu_dtype=jnp.float32,
     )
-    if config.clip_norm is None:
+    if config.clip_norm == 0:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

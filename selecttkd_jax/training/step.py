@@ -24,6 +24,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     micro_batches: int = 1,
+    expected: bool = False,
 ) -> TrainStep:
     """Builds the training step.
 
@@ -35,6 +36,7 @@ def make_train_step(
         objective: Divergence, verifier, floor, temperature and normaliser.
         optimizer: A gradient transformation over the float32 master weights.
         micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
+        expected: Weighs by the verifier's acceptance itself instead of a draw against it.
 
     Returns:
         `step(state, teacher_params, batch) -> (state, metrics)`, jitted. It donates `state`, never the teacher.
@@ -44,7 +46,9 @@ def make_train_step(
         InputError: At trace time, when `micro_batches` does not divide the batch.
     """
 
-    def micro_sums(params: Params, teacher_params: Params, batch: Batch, uniforms: Array) -> tuple[Array, LossSums]:
+    def micro_sums(
+        params: Params, teacher_params: Params, batch: Batch, uniforms: Array | None
+    ) -> tuple[Array, LossSums]:
         student_logits, teacher_logits = pair.logits(
             params, teacher_params, batch.input_ids, batch.positions, batch.segment_ids
         )
@@ -53,11 +57,15 @@ def make_train_step(
 
     micro_grads = jax.grad(micro_sums, has_aux=True)
 
-    def batch_grads(params: Params, teacher_params: Params, batch: Batch, uniforms: Array) -> tuple[Params, LossSums]:
+    def batch_grads(
+        params: Params, teacher_params: Params, batch: Batch, uniforms: Array | None
+    ) -> tuple[Params, LossSums]:
         if micro_batches == 1:
             return micro_grads(params, teacher_params, batch, uniforms)
 
-        def add(carry: tuple[Params, LossSums], part: tuple[Batch, Array]) -> tuple[tuple[Params, LossSums], None]:
+        def add(
+            carry: tuple[Params, LossSums], part: tuple[Batch, Array | None]
+        ) -> tuple[tuple[Params, LossSums], None]:
             return jax.tree.map(jnp.add, carry, micro_grads(params, teacher_params, *part)), None
 
         parts = jax.tree.map(
@@ -76,7 +84,7 @@ def make_train_step(
             raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
         # Drawn once for the whole batch: the same key gives the same mask however the batch is cut.
         key = stream_key(state.key, "verification", state.step)
-        uniforms = jax.random.uniform(key, batch.loss_mask.shape)
+        uniforms = None if expected else jax.random.uniform(key, batch.loss_mask.shape)
         grads, sums = batch_grads(state.params, teacher_params, batch, uniforms)
         scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)

@@ -46,11 +46,31 @@ def test_what_is_saved_reads_back_equal(tmp_path):
         (changed("data", batch_size=6) | {"training": {"micro_batches": 4}}, "micro_batches must divide"),
         ({name: value for name, value in VALUES.items() if name != "models"}, "here: models is missing"),
         (changed(None, seed=-1), r"seed must be in \[0"),
+        (changed("optimizer", schedule="cosin"), "optimizer.schedule must be one of .*did you mean 'cosine'"),
+        (changed("optimizer", learning_rate=float("inf")), "optimizer.learning_rate must be above 0 and finite"),
+        (changed("optimizer", eps=-1.0), "optimizer.eps must be above 0"),
+        (changed("data", columns="ab"), "data.columns: expected .*got 'ab'"),
+        (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(InputError, match=message):
         config_from_dict(values, "here")
+
+
+def test_every_option_survives_saving(tmp_path):
+    """No clipping, an expected gate, split names: nothing turns back into its default."""
+    values = changed("optimizer", clip_norm=0, schedule="linear")
+    values["objective"] = {"verifier": "hellinger", "expected": True, "floor": 0}
+    values["data"] |= {"held_out": "x", "held_out_split": "validation"}
+    config = config_from_dict(values, "here")
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_a_run_may_be_moved():
+    here, there = config_from_dict(VALUES, "a"), config_from_dict(changed(None, output="elsewhere"), "b")
+    assert differences(config_to_dict(here), config_to_dict(there)) == []
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path):

@@ -34,13 +34,18 @@ def test_padding_never_matters(widths):
     assert np.all(np.asarray(gradient)[..., REAL:] == 0)
 
 
+def test_the_narrower_width_is_kept():
+    assert distill.shared_width(151_936, 152_064, 151_650) == 151_936
+    assert distill.shared_width(49_152, 49_152, 49_152) == 49_152
+
+
 def test_what_is_cut_is_logged(caplog):
     with caplog.at_level(logging.INFO):
-        assert distill.shared_width(151_936, 152_064, 151_650) == 151_936
+        distill.log_shared_width(151_936, 152_064, 151_650)
     assert "both cut to 151936, ids from 151650 on are masked" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        assert distill.shared_width(49_152, 49_152, 49_152) == 49_152
+        distill.log_shared_width(49_152, 49_152, 49_152)
     assert not caplog.records
 
 

@@ -102,6 +102,46 @@ def test_another_config_on_the_same_output_is_refused_and_names_the_option(whole
         runner.train(other)
 
 
+def test_a_start_that_saved_nothing_may_be_corrected(config, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    first = with_output(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(first)
+    corrected = replace(first, training=replace(first.training, steps=3, eval_every=3))
+    finished = runner.train(corrected)
+    assert [row["step"] for row in rows_of(finished.directory)] == [0, 1, 2, 3]
+    assert load_config(tmp_path / "run" / "config.toml") == corrected
+
+
+def test_a_head_narrower_than_the_tokenizer_is_found_before_anything_is_written(config, tmp_path):
+    from dataclasses import replace
+
+    wide = models.from_pretrained(config.models.student)
+    narrow = models.Pretrained(
+        replace(wide.config, vocab_size=200),
+        {**wide.params, "embedding": wide.params["embedding"][:200]},
+        {**wide.hf_config, "vocab_size": 200},
+        wide.source,
+    )
+    models.save_pretrained(tmp_path / "narrow", narrow)
+    changed = replace(config, models=replace(config.models, student=str(tmp_path / "narrow")))
+    with pytest.raises(InputError, match="resize the narrower one"):
+        runner.train(with_output(changed, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_rows_that_are_trained_on_are_reported(config, caplog):
+    from dataclasses import replace
+
+    same = replace(config.data, held_out=config.data.train)
+    with caplog.at_level("WARNING"):
+        runner.read_split(same)
+    assert "5 of 5 held-out rows are training rows too" in caplog.text
+
+
 def test_a_directory_with_other_files_is_refused_untouched(config, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds files but no run"):
@@ -112,7 +152,7 @@ def test_a_directory_with_other_files_is_refused_untouched(config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_path):
     from dataclasses import replace
 
-    wild = replace(config.optimizer, learning_rate=1e30, clip_norm=None, warmup_fraction=0.0)
+    wild = replace(config.optimizer, learning_rate=1e30, clip_norm=0.0, warmup_fraction=0.0)
     with pytest.raises(InputError, match="learning_rate"):
         runner.train(replace(with_output(config, tmp_path / "run"), optimizer=wild))
     assert not any((tmp_path / "run").glob("checkpoints/step_*"))

@@ -64,7 +64,7 @@ def test_clipping_bounds_the_gradient_before_adam_sees_it():
         {"warmup_fraction": 1.5},
         {"b2": 1.0},
         {"weight_decay": -1.0},
-        {"clip_norm": 0.0},
+        {"clip_norm": -1.0},
         {"final_fraction": -0.1},
     ],
 )

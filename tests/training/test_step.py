@@ -109,6 +109,18 @@ def test_the_step_follows_the_gradient_of_the_mean_over_sequences(batch, student
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
 
 
+def test_the_expected_gate_draws_nothing(batch, student, teacher):
+    """Two seeds, one step: the weight is the acceptance itself."""
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(PAIR, OBJECTIVE, optimizer, micro_batches=2, expected=True)
+    first, metrics = step(init_state(student, optimizer, seed=3), teacher, batch)
+    second, _ = step(init_state(student, optimizer, seed=4), teacher, batch)
+    chex.assert_trees_all_equal(first.params, second.params)
+    zq, zp = PAIR.logits(student, teacher, batch.input_ids, batch.positions, batch.segment_ids)
+    acceptance = np.asarray(selection.spec_k(zq, zp, k=2))[batch.loss_mask]
+    assert float(metrics["sums"].weight) == pytest.approx(float((0.1 + 0.9 * acceptance).sum()), rel=1e-5)
+
+
 def test_every_student_parameter_moves_and_the_teacher_stays(batch, student, teacher):
     before = jax.tree.map(np.asarray, teacher)
     state, _ = take(batch, student, teacher)
