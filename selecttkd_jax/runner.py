@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
-from selecttkd_jax.distill import cached_chunk_size, log_shared_width
+from selecttkd_jax.distill import log_shared_width
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
@@ -94,11 +94,15 @@ def train(config: RunConfig) -> Run:
 
     evaluate = make_held_out(config, prepared.pair, prepared.held_out_rows)
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
-    micro_batches = config.training.micro_batches
-    chunk_size = cached_chunk_size(config.data.batch_size // micro_batches)
-    objective = replace(config.objective.build(), chunk_size=chunk_size)
+    head_memory = config.training.head_memory_mib
     step = make_train_step(
-        prepared.pair, objective, optimizer, micro_batches=micro_batches, expected=config.objective.expected
+        prepared.pair,
+        config.objective.build(),
+        optimizer,
+        micro_batches=config.training.micro_batches,
+        expected=config.objective.expected,
+        memory_budget=None if head_memory is None else head_memory * 2**20,
+        skip_rejected=config.objective.skip_rejected,
     )
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
     try:

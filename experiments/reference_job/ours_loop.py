@@ -31,7 +31,6 @@ objective = distill.Objective(
     divergence=losses.forward_kl,
     verifier=selection.accept_all,
     normalizer=options.normalizer,
-    chunk_size=distill.cached_chunk_size(batches["input_ids"].shape[1]),
 )
 optimizer = training.make_optimizer(
     training.OptimizerConfig(

@@ -9,6 +9,8 @@ from selecttkd_jax.distill.distillm2 import (
     balance_smooth,
     confidence_gap,
 )
+from selecttkd_jax.distill.fused_head import fused_head, map_logits
+from selecttkd_jax.distill.fused_two_stream import HiddenStream, fused_two_stream
 from selecttkd_jax.distill.named import ObjectiveConfig
 from selecttkd_jax.distill.objective import Objective
 from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients

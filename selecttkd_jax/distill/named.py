@@ -48,6 +48,8 @@ class ObjectiveConfig:
     """Weigh by the acceptance itself (its expectation) instead of a draw against it: less variance for spec_k."""
     floor: float = 0.01
     """Weight of a rejected token, in [0, 1] (the paper's beta); an accepted one weighs 1."""
+    skip_rejected: bool = False
+    """Leave rejected tokens out of the head's gradient products: the same numbers sooner. Needs a floor of 0."""
     temperature: float = 1.0
     """Divides both models' logits in the divergence; verification stays at 1."""
     normalizer: str = "sequence"
@@ -62,6 +64,11 @@ class ObjectiveConfig:
         if self.k is not None:
             check_at_least("objective.k", self.k, 1)
         check_in_range("objective.floor", self.floor, 0, 1)
+        if self.skip_rejected and self.floor > 0:
+            raise InputError(
+                f"objective.skip_rejected needs objective.floor = 0.0, got {self.floor}: with a floor, rejected tokens "
+                "learn, too"
+            )
         if self.verifier == "hellinger" and not (self.expected and self.floor == 0):
             raise InputError(
                 "objective.verifier hellinger is itself the weight of a token (V = H): set objective.expected = true "

@@ -101,15 +101,22 @@ class TwoStreamObjective:
                     f"distill.Stream; {name} is {'missing' if stream is None else f'a {type(stream).__name__}'}. "
                     "For one stream use distill.Objective"
                 )
-        check_in_range("balance", balance, 0.0, 1.0)
-        on_teacher = _apply(self.teacher_responses, teacher_responses)
-        on_student = _apply(self.student_responses, student_responses)
-        return TwoStreamSums(
-            loss=2.0 * (1.0 - balance) * on_teacher.loss + 2.0 * balance * on_student.loss,
-            count=0.5 * (on_teacher.count + on_student.count),
-            teacher_responses=on_teacher,
-            student_responses=on_student,
+        return add_streams(
+            _apply(self.teacher_responses, teacher_responses),
+            _apply(self.student_responses, student_responses),
+            balance,
         )
+
+
+def add_streams(on_teacher: LossSums, on_student: LossSums, balance: float | Scalar) -> TwoStreamSums:
+    """The sums of both streams with the two-stream loss and count, see `TwoStreamObjective.__call__`."""
+    check_in_range("balance", balance, 0.0, 1.0)
+    return TwoStreamSums(
+        loss=2.0 * (1.0 - balance) * on_teacher.loss + 2.0 * balance * on_student.loss,
+        count=0.5 * (on_teacher.count + on_student.count),
+        teacher_responses=on_teacher,
+        student_responses=on_student,
+    )
 
 
 def _apply(objective: Objective, stream: Stream) -> LossSums:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from selecttkd_jax import losses, selection
 from selecttkd_jax.array_types import Array, Params
 from selecttkd_jax.data import Batch
+from selecttkd_jax.distill import map_logits
 from selecttkd_jax.models import Pair
 
 Verifier = Callable[[Array, Array], Array]
@@ -43,20 +44,19 @@ class HeldOut:
         self._batches = list(batches)
 
         def sums(student_params: Params, teacher_params: Params, batch: Batch) -> dict[str, Array]:
-            zq, zp = pair.logits(student_params, teacher_params, batch.input_ids, batch.positions, batch.segment_ids)
-            # Labels outside the loss may be padding: any id will do there.
-            labels = jnp.where(batch.loss_mask, batch.labels, 0)
-            agree = jnp.argmax(zq, axis=-1) == jnp.argmax(zp, axis=-1)
-            per_token = {
-                "kl": losses.forward_kl(zq, zp),
-                "cross_entropy": losses.cross_entropy(zq, labels),
-                "teacher_cross_entropy": losses.cross_entropy(zp, labels),
-                "top1_agreement": agree.astype(jnp.float32),
-                **{name: verifier(zq, zp) for name, verifier in verifiers.items()},
-                "tokens": jnp.ones(labels.shape, jnp.float32),
-            }
-            # `where`, not a product: what stands at padding may be infinite.
-            return {name: jnp.sum(jnp.where(batch.loss_mask, value, 0.0)) for name, value in per_token.items()}
+            def measure(zq: Array, zp: Array, labels: Array) -> dict[str, Array]:
+                agree = jnp.argmax(zq, axis=-1) == jnp.argmax(zp, axis=-1)
+                return {
+                    "kl": losses.forward_kl(zq, zp),
+                    "cross_entropy": losses.cross_entropy(zq, labels),
+                    "teacher_cross_entropy": losses.cross_entropy(zp, labels),
+                    "top1_agreement": agree.astype(jnp.float32),
+                    **{name: verifier(zq, zp) for name, verifier in verifiers.items()},
+                    "tokens": jnp.ones(labels.shape, jnp.float32),
+                }
+
+            head = partial(map_logits, measure, labels=batch.labels)
+            return jax.tree.map(jnp.sum, pair.fused(head, student_params, teacher_params, batch))
 
         self._sums = jax.jit(sums)
 

@@ -125,6 +125,11 @@ def head(config: DecoderConfig, params: Params) -> Head:
     return params["embedding"].T if config.tied_head else params["head"]
 
 
+def stored_head(config: DecoderConfig, params: Params) -> Array:
+    """The head matrix as it is stored: `[V, D]` when tied, which is the embedding, else `[D, V]`."""
+    return params["embedding"] if config.tied_head else params["head"]
+
+
 def head_logits(config: DecoderConfig, params: Params, hidden: HiddenStates) -> Float[Array, "B T V"]:
     """Logits of hidden states: operands in hidden's dtype, sums and result in float32."""
     matrix = head(config, params).astype(hidden.dtype)

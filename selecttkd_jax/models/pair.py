@@ -1,14 +1,16 @@
 """A teacher and its student on the same tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Params
+from selecttkd_jax.array_types import Array, HiddenStates, Params
 from selecttkd_jax.distill import match_vocabulary
 from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.decoder import forward, head_logits
+from selecttkd_jax.models.decoder import forward, head_logits, stored_head
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,50 @@ class Pair:
     dtype: str = "float32"
     remat: bool = False
 
+    def hidden(
+        self, student_params: Params, teacher_params: Params, input_ids: Array, positions: Array, segment_ids: Array
+    ) -> tuple[HiddenStates, HiddenStates]:
+        """Hidden states `[B, T, D]` of student and teacher in `dtype`; the teacher's carry no gradient.
+
+        Args:
+            student_params: The student's parameters, in any dtype.
+            teacher_params: The teacher's parameters, in any dtype.
+            input_ids: Token ids `[B, T]`.
+            positions: Position of each token in its segment `[B, T]`.
+            segment_ids: Segment of each token, 0 for padding `[B, T]`.
+        """
+        dtype = jnp.dtype(self.dtype)
+        inputs = input_ids, positions, segment_ids
+        student_hidden, _ = forward(self.student, student_params, *inputs, dtype=dtype, remat=self.remat)
+        teacher_hidden, _ = forward(self.teacher, jax.lax.stop_gradient(teacher_params), *inputs, dtype=dtype)
+        return student_hidden, teacher_hidden
+
+    def fused(
+        self, function: Callable[..., Any], student_params: Params, teacher_params: Params, batch: Any, **options: Any
+    ) -> Any:
+        """`function` of both models' hidden states and heads: `distill.fused_head` or `distill.map_logits`.
+
+        Args:
+            function: Takes student hidden, student head, teacher hidden, teacher head, loss mask and options; its
+                other arguments bound.
+            student_params: The student's parameters, in any dtype.
+            teacher_params: The teacher's parameters, in any dtype.
+            batch: A `data.Batch`.
+            **options: Handed on.
+        """
+        inputs = batch.input_ids, batch.positions, batch.segment_ids
+        student_hidden, teacher_hidden = self.hidden(student_params, teacher_params, *inputs)
+        return function(
+            student_hidden,
+            stored_head(self.student, student_params),
+            teacher_hidden,
+            stored_head(self.teacher, teacher_params),
+            batch.loss_mask,
+            vocab_size=self.vocab_size,
+            vocab_first=(self.student.tied_head, self.teacher.tied_head),
+            **options,
+        )
+
     def logits(
         self, student_params: Params, teacher_params: Params, input_ids: Array, positions: Array, segment_ids: Array
     ) -> tuple[Array, Array]:
@@ -44,12 +90,7 @@ class Pair:
         Returns:
             Two float32 arrays `[B, T, V]`, V the narrower head; ids past `vocab_size` hold -inf on both sides.
         """
-        dtype = jnp.dtype(self.dtype)
-        hidden, _ = forward(
-            self.student, student_params, input_ids, positions, segment_ids, dtype=dtype, remat=self.remat
-        )
-        student_logits = head_logits(self.student, student_params, hidden)
-        teacher_params = jax.lax.stop_gradient(teacher_params)
-        hidden, _ = forward(self.teacher, teacher_params, input_ids, positions, segment_ids, dtype=dtype)
-        teacher_logits = head_logits(self.teacher, teacher_params, hidden)
+        hidden = self.hidden(student_params, teacher_params, input_ids, positions, segment_ids)
+        student_logits = head_logits(self.student, student_params, hidden[0])
+        teacher_logits = head_logits(self.teacher, jax.lax.stop_gradient(teacher_params), hidden[1])
         return match_vocabulary(student_logits, teacher_logits, self.vocab_size)

@@ -30,6 +30,8 @@ class LoopConfig:
     """Optimizer steps of the whole run."""
     micro_batches: int = 1
     """Parts into which a batch is cut to save memory; the step is the same."""
+    head_memory_mib: int | None = None
+    """MiB for the logits that exist at once. Left out: 256 on a CPU, 1024 elsewhere."""
     eval_every: int = 50
     """Steps between held-out evaluations; there is one before the first step and one after the last, too."""
     save_every: int = 50
@@ -42,6 +44,8 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batches", "eval_every", "save_every", "keep_checkpoints", "log_every"):
             check_at_least(f"training.{name}", getattr(self, name), 1)
+        if self.head_memory_mib is not None:
+            check_at_least("training.head_memory_mib", self.head_memory_mib, 1)
 
 
 class Batches(Iterator[Batch], Protocol):

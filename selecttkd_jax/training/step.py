@@ -1,6 +1,7 @@
 """One optimizer step: a pure, jitted function of (state, teacher parameters, batch)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import jax
@@ -10,7 +11,7 @@ import optax
 from selecttkd_jax.array_types import Array, Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.data import Batch
-from selecttkd_jax.distill import LossSums, Objective
+from selecttkd_jax.distill import LossSums, Objective, fused_head
 from selecttkd_jax.models import Pair
 from selecttkd_jax.training.state import TrainState, stream_key
 
@@ -25,8 +26,10 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     expected: bool = False,
+    memory_budget: int | None = None,
+    skip_rejected: bool = False,
 ) -> TrainStep:
-    """Builds the training step.
+    """Builds the training step. Logits exist for a chunk of positions at a time (`distill.fused_head`).
 
     The gradient is that of `sum(loss) / sum(count)` over the whole batch: micro-batches are summed first and divided
     once, so one batch of 8 and 8 micro-batches of 1 take the same step.
@@ -37,6 +40,8 @@ def make_train_step(
         optimizer: A gradient transformation over the float32 master weights.
         micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
+        memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
+        skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
 
     Returns:
         `step(state, teacher_params, batch) -> (state, metrics)`, jitted. It donates `state`, never the teacher.
@@ -49,10 +54,15 @@ def make_train_step(
     def micro_sums(
         params: Params, teacher_params: Params, batch: Batch, uniforms: Array | None
     ) -> tuple[Array, LossSums]:
-        student_logits, teacher_logits = pair.logits(
-            params, teacher_params, batch.input_ids, batch.positions, batch.segment_ids
+        head = partial(
+            fused_head,
+            objective,
+            uniforms=uniforms,
+            labels=batch.labels,
+            memory_budget=memory_budget,
+            skip_rejected=skip_rejected,
         )
-        sums = objective(student_logits, teacher_logits, batch.loss_mask, uniforms)
+        sums = pair.fused(head, params, teacher_params, batch)
         return sums.loss, sums
 
     micro_grads = jax.grad(micro_sums, has_aux=True)

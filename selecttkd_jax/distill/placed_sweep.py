@@ -1,0 +1,165 @@
+"""Where a sweep runs: its chunk size from a memory budget, and its division over a mesh.
+
+Each device sweeps its own rows, for as many chunks as it has valid positions: nothing is exchanged inside the loop over
+chunks but what a vocabulary divided over devices needs. The head's gradient is summed over devices once, at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from selecttkd_jax.array_types import Array
+from selecttkd_jax.checks import InputError, check_at_least
+from selecttkd_jax.distill.chunks import CACHED_POSITIONS
+from selecttkd_jax.distill.head_products import HeadInputs
+from selecttkd_jax.distill.sweep import Evaluate, StudentGradient, SweepOptions, sweep
+
+BATCH_AXES = ("data", "fsdp")
+VOCABULARY_AXIS = "tensor"
+MEMORY_BUDGET = 2**30
+CPU_MEMORY_BUDGET = 2**28
+# Beyond these the products run no faster.
+LARGEST_CHUNK = 1024
+LARGEST_CPU_CHUNK = 256
+TAIL_PARTS = 2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a sweep is divided; hashable.
+
+    Attributes:
+      options: Of each device's sweep.
+      batch_axes: Mesh axes that divide the rows; empty off a mesh.
+    """
+
+    options: SweepOptions
+    batch_axes: tuple[str, ...]
+
+
+def choose_placement(
+    student: HeadInputs,
+    teacher: HeadInputs,
+    chunk_size: int | str,
+    memory_budget: int | None,
+    *,
+    skip_weightless: bool = False,
+) -> Placement:
+    """The division over the current mesh (`jax.set_mesh`), and the chunk size.
+
+    Args:
+      student: Hidden states [B, T, D].
+      teacher: The same of the teacher.
+      chunk_size: Positions whose logits exist at once on a device, or "auto".
+      memory_budget: Bytes of a device for logits and their gradient under "auto", or None.
+      skip_weightless: See `SweepOptions`.
+
+    Raises:
+      InputError: The batch cannot be divided over the mesh, or an option is out of range.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto and mesh.shape[name] > 1
+    }
+    batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
+    devices = prod(automatic[name] for name in batch_axes)
+    rows, length = student.hidden.shape[:2]
+    if rows % devices:
+        raise InputError(f"a batch of {rows} rows does not divide over the {devices} devices of axes {batch_axes}")
+
+    width = max(student.vocab_size, teacher.vocab_size)
+    shards = automatic.get(VOCABULARY_AXIS, 1)
+    divided = shards > 1 and student.vocab_size % shards == 0 and teacher.vocab_size % shards == 0
+    on_cpu = jax.default_backend() == "cpu"
+    if chunk_size == "auto":
+        budget = memory_budget if memory_budget is not None else CPU_MEMORY_BUDGET if on_cpu else MEMORY_BUDGET
+        check_at_least("memory_budget", budget, 1)
+        # Logits of both models, the student's replaced by their gradient, which low precision takes once more.
+        itemsize = student.hidden.dtype.itemsize
+        row_bytes = width // (shards if divided else 1) * (8 if itemsize == 4 else 8 + itemsize)
+        chunk_size = min(max(CACHED_POSITIONS, budget // row_bytes), LARGEST_CPU_CHUNK if on_cpu else LARGEST_CHUNK)
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise InputError(f"chunk_size must be a whole number or 'auto', got {chunk_size!r}")
+    check_at_least("chunk_size", chunk_size, 1)
+    chunk_size = min(chunk_size, max(1, rows * length // devices))
+    step = CACHED_POSITIONS if on_cpu else 1
+    # A size that halves evenly, if it is large enough for that.
+    tail_parts = TAIL_PARTS if chunk_size >= TAIL_PARTS * step else 1
+    if chunk_size >= step:
+        chunk_size -= chunk_size % (tail_parts * step)
+    options = SweepOptions(
+        chunk_size=chunk_size,
+        tail_size=chunk_size // tail_parts,
+        cached_rows=min(step, chunk_size) if on_cpu else chunk_size,
+        tiled=on_cpu and not divided,
+        skip_weightless=skip_weightless,
+        logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if divided else None,
+    )
+    return Placement(options, batch_axes)
+
+
+def placed_sweep(
+    evaluate: Evaluate,
+    student: HeadInputs,
+    teacher: HeadInputs,
+    per_token: Any,
+    mask: Array,
+    placement: Placement,
+    *,
+    with_gradient: bool,
+) -> tuple[Array, Any, HeadInputs | None]:
+    """`sweep` over [B, T] positions, divided over the mesh as `placement` says.
+
+    Returns:
+      The sum of the scalars, the pytree of [B, T] results, and the gradient to everything of the student's, or None.
+    """
+    axes = placement.batch_axes
+
+    def local(student: HeadInputs, teacher: HeadInputs, per_token: Any, mask: Array) -> Any:
+        def flat(leaf: Array) -> Array:
+            return leaf.reshape(-1, *leaf.shape[2:])
+
+        total, results, gradient = sweep(
+            evaluate,
+            replace(student, hidden=flat(student.hidden)),
+            replace(teacher, hidden=flat(teacher.hidden)),
+            jax.tree.map(flat, per_token),
+            flat(mask),
+            placement.options,
+            with_gradient=with_gradient,
+        )
+        results = jax.tree.map(lambda leaf: leaf.reshape(*mask.shape, *leaf.shape[1:]), results)
+        if axes:
+            total = jax.lax.psum(total, axes)
+        return total, results, gradient and _collected(gradient, student, axes)
+
+    if not axes:
+        return local(student, teacher, per_token, mask)
+
+    by_rows, whole = PartitionSpec(axes), PartitionSpec()
+
+    def spec(model: HeadInputs) -> HeadInputs:
+        return replace(model, hidden=by_rows, matrix=whole, bias=None if model.bias is None else whole)
+
+    return jax.shard_map(
+        local,
+        in_specs=(spec(student), spec(teacher), by_rows, by_rows),
+        out_specs=(whole, by_rows, spec(student) if with_gradient else None),
+        axis_names=set(axes),
+        check_vma=False,
+    )(student, teacher, per_token, mask)
+
+
+def _collected(gradient: StudentGradient, student: HeadInputs, axes: tuple[str, ...]) -> HeadInputs:
+    """The gradient in the form of what it belongs to, the head's summed over devices."""
+    matrix, bias = gradient.matrix, gradient.bias
+    if axes:
+        matrix, bias = jax.lax.psum((matrix, bias), axes)
+    return replace(student, hidden=gradient.hidden.reshape(student.hidden.shape), matrix=matrix, bias=bias)
