@@ -225,7 +225,7 @@ def _backward(evaluate, placement, gradient, cotangents):
     del evaluate, placement
     # The terms carry no gradient: what an objective differentiates is in its loss.
     slope = cotangents[0]
-    return jax.tree.map(lambda leaf: (slope * leaf).astype(leaf.dtype), gradient), None
+    return jax.tree.map(lambda leaf: (slope * leaf.astype(slope.dtype)).astype(leaf.dtype), gradient), None
 
 
 _loss_and_terms.defvjp(_forward, _backward)

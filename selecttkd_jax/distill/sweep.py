@@ -78,8 +78,10 @@ def sweep(
     """
     slots = -(-valid.shape[0] // options.chunk_size) * options.chunk_size
     count = jnp.sum(valid.astype(jnp.int32))
-    # The valid positions first; what stands behind them in the last chunk is not live.
+    # The valid positions first. The first of them fills up the last chunk, where it is not live: a position that is not
+    # valid may hold anything, and zero times NaN is NaN.
     order = jnp.nonzero(valid, size=slots, fill_value=0)[0]
+    order = jnp.where(jnp.arange(slots) < count, order, order[0])
     place = jnp.cumsum(valid.astype(jnp.int32)) - 1
 
     def chunk(start: Array, size: int, carry: Any) -> Any:
