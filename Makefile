@@ -12,7 +12,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint reference-job bench-core mutation clean
+.PHONY: demo test test-oldest test-newest lint reference-job torch-baseline bench-core mutation clean
 
 demo: .venv/demo
 	.venv/bin/python experiments/demo/run.py
@@ -37,6 +37,9 @@ lint: .venv/lint
 
 reference-job: .venv/test
 	.venv/bin/python experiments/reference_job/run.py $(ARGS)
+
+torch-baseline: .venv/test
+	.venv/bin/python experiments/torch_baseline/compare.py $(ARGS)
 
 bench-core: .venv/test
 	.venv/bin/python experiments/bench_core.py
