@@ -39,7 +39,12 @@ lint: .venv/lint
 reference-job: .venv/test
 	.venv/bin/python experiments/reference_job/run.py $(ARGS)
 
-.PHONY: demo test test-oldest test-newest lint reference-job torch-baseline bench bench-core mutation clean
+torch-baseline: .venv/test
+	.venv/bin/python experiments/torch_baseline/compare.py $(ARGS)
+
+bench: .venv/test .venv-bench/race
+	.venv/bin/python experiments/race/run.py $(ARGS)
+	.venv/bin/python experiments/race/report.py
 
 bench-core: .venv/test
 	.venv/bin/python experiments/bench_core.py

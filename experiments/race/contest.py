@@ -58,7 +58,8 @@ class Child:
         self.name = contender.name
         self.log = scratch / f"{contender.name}.log"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        environment["PYTHONPATH"] = str(ROOT)  # the package beside this script, whatever is installed
+        # The package beside this script, whatever is installed; and the PyTorch baseline's objective.
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "experiments" / "torch_baseline")])
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in contender.command],

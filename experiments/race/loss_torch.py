@@ -89,11 +89,11 @@ def on_rows(loss):
 def trl(**inputs):
     """TRL's divergence; the acceptances are given, so it does less than the others."""
     heads_and_hidden = {name: value.detach() for name, value in inputs.items() if name != "mask"}
-    accepted = torch_objective.greedy_top_k_by_chunks(**heads_and_hidden)
+    accepted = torch_objective.verify_by_chunks(**heads_and_hidden)
 
     def loss(student_hidden, student_head, teacher_hidden, teacher_head, mask):
         divergence = trl_reverse_kl(student_hidden, student_head, teacher_hidden, teacher_head)
-        return torch_objective.weighted_mean(divergence, accepted, mask)
+        return torch_objective.loss_from_divergence(divergence, accepted, mask)
 
     return with_gradients(loss, **inputs)
 
@@ -103,8 +103,8 @@ def trl_verified(**inputs):
 
     def loss(student_hidden, student_head, teacher_hidden, teacher_head, mask):
         pair = student_hidden, student_head, teacher_hidden, teacher_head
-        accepted = torch_objective.greedy_top_k_by_chunks(*pair)
-        return torch_objective.weighted_mean(trl_reverse_kl(*pair), accepted, mask)
+        accepted = torch_objective.verify_by_chunks(*pair)
+        return torch_objective.loss_from_divergence(trl_reverse_kl(*pair), accepted, mask)
 
     return with_gradients(loss, **inputs)
 

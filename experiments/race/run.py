@@ -18,6 +18,7 @@ only import, load the tensors and allocate the head's gradient.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -174,7 +175,7 @@ def make_tensors(shape: Shape, scratch: Path, *, masked: bool) -> Path:
 def run_script(script: str, *words: object) -> None:
     """Runs a script of this directory to its end."""
     command = [sys.executable, str(HERE / script), *map(str, words)]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+    if subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode != 0:
         raise ContenderFailed(f"{script} failed")
 
 

@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch_objective
 import transformers
 from channel import Channel, serve
+from selecttkd_torch import forward_kl
 from torch_models import load_batches, load_models
 
 
@@ -47,12 +47,12 @@ def main():
 
 def masked_mean(student_logits, teacher_logits, mask):
     """The mean over the mask of every position's divergence."""
-    return (torch_objective.forward_kl(student_logits, teacher_logits) * mask).sum() / mask.sum()
+    return (forward_kl(student_logits, teacher_logits) * mask).sum() / mask.sum()
 
 
 def mean_of_rows(student_logits, teacher_logits, mask):
     """The mean of the divergence of the positions of the mask."""
-    return torch_objective.forward_kl(student_logits[mask], teacher_logits[mask]).mean()
+    return forward_kl(student_logits[mask], teacher_logits[mask]).mean()
 
 
 if __name__ == "__main__":
