@@ -1,7 +1,4 @@
-"""The race itself: contenders as long-lived processes that take turns, so that only one works at any time.
-
-This side imports nothing large: a new process inherits the peak memory of the one that started it.
-"""
+"""The race itself: contenders as long-lived processes that take turns, so that only one works at any time."""
 
 import json
 import os
@@ -80,19 +77,29 @@ class Child:
 
     def close(self) -> float:
         """Ends it and returns its largest resident set in MiB, the kernel's own figure."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        _, status, usage = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._process.stdout.close()
-        return usage.ru_maxrss / 1024
+        if self._process.returncode is None:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            peak_mib = self._peak_so_far()
+            self._process.stdin.close()
+            _, status, usage = os.wait4(self._process.pid, 0)
+            self._process.returncode = os.waitstatus_to_exitcode(status)
+            self._process.stdout.close()
+            self._peak_mib = peak_mib or usage.ru_maxrss / 1024
+        return self._peak_mib
+
+    def _peak_so_far(self) -> float:
+        # Not `ru_maxrss`, where there is a choice: a process inherits that of the one that started it.
+        status = Path(f"/proc/{self._process.pid}/status")
+        lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+        return next((float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            code = self._process.wait()
+            self.close()
             last_words = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+            code = self._process.returncode
             raise ContenderFailed(f"{self.name} ended with exit code {code}; its last words:\n{last_words}")
         return json.loads(line)
 
@@ -178,7 +185,7 @@ def _record(result: Result, what: str, difference: float) -> None:
 
 
 def relative_difference(path: Path, reference: Path) -> float:
-    """|a - b| / |b| of two files of float32, block by block: mapped files would count as this process's memory."""
+    """|a - b| / |b| of two files of float32, block by block: they may be large."""
     if path.stat().st_size != reference.stat().st_size:
         return float("inf")
     square_difference = square = 0.0
