@@ -40,7 +40,7 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)  # what it said when ready
     first: dict[str, Any] = field(default_factory=dict)  # its answer in the round that does not count
     answers: list[dict[str, Any]] = field(default_factory=list)  # its answers in those that do
-    difference: float = 0.0  # the largest to the first contender
+    difference: float | None = None  # the largest to the first contender
     peak_mib: float = 0.0
 
     def column(self, name: str) -> list[float]:
@@ -171,7 +171,7 @@ def _first_round(
 def _compare_numbers(answers: dict[str, dict[str, Any]], results: dict[str, Result]) -> None:
     expected = answers[next(iter(results))]
     for name, answer in answers.items():
-        if "loss" in answer and "loss" in expected:
+        if answer is not expected and "loss" in answer and "loss" in expected:
             _record(results[name], "loss", abs(answer["loss"] - expected["loss"]) / abs(expected["loss"]))
         if answer.get("accepted", expected.get("accepted")) != expected.get("accepted"):
             raise Disagreement(f"{name} accepts {answer['accepted']} positions, expected {expected['accepted']}")
@@ -181,7 +181,7 @@ def _record(result: Result, what: str, difference: float) -> None:
     # Written so that NaN is a disagreement, too.
     if not difference <= TOLERANCE:
         raise Disagreement(f"{result.name} differs from the first contender in its {what} by {difference:.1e}")
-    result.difference = max(result.difference, difference)
+    result.difference = max(result.difference or 0.0, difference)
 
 
 def relative_difference(path: Path, reference: Path) -> float:

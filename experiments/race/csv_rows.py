@@ -24,7 +24,7 @@ def result_row(result: Result, **case: Any) -> dict[str, Any]:
     if "compiled_temp_mib" in result.facts:
         row["compiled_temp_mib"] = round(result.facts["compiled_temp_mib"], 1)
     row |= {name: result.first[name] for name in ("loss", "accepted") if name in result.first}
-    row["difference"] = f"{result.difference:.1e}"
+    row["difference"] = "" if result.difference is None else f"{result.difference:.1e}"
     return row | {"versions": result.facts.get("versions", "")}
 
 

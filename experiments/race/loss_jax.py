@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--chunk-size", type=int)
     options = parser.parse_args()
     channel = Channel()
-    inputs = jax.block_until_ready(tensors.load(options.tensors, jnp.asarray))
+    inputs = jax.block_until_ready(tensors.load(options.tensors, jax.device_put))
     facts = {"versions": f"jax {jax.__version__}"}
     if options.contender == "baseline":
         gradient = jax.block_until_ready(jnp.ones_like(inputs["student_head"]))

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- race: made by race/report.py -->", "<!-- race: end -->"
 
 Row = dict[str, str]
 SHAPE = ("positions", "student_width", "teacher_width", "vocabulary")
-TIME_HEAD = ("median s", "least s", "by ours")
+TIME_HEAD = ("median s", "least s", "processor s", "by ours")
 LAST_HEAD = ("compiled temporary MiB", "difference")
 
 
@@ -193,11 +193,12 @@ def number(rows: list[Row], contender: str, column: str) -> float:
 
 def times(row: Row, ours: float) -> list[str]:
     """The columns of `TIME_HEAD`."""
-    return [f"{float(row[name]):.2f}" for name in ("median_s", "least_s")] + [f"{float(row['median_s']) / ours:.2f}"]
+    seconds = [f"{float(row[name]):.2f}" for name in ("median_s", "least_s", "cpu_s")]
+    return [*seconds, f"{float(row['median_s']) / ours:.2f}"]
 
 
 def mebibytes(value: str) -> str:
-    """A figure only the compiled programs have."""
+    """A figure that only JAX's contenders have."""
     return f"{float(value):,.0f}" if value else ""
 
 
