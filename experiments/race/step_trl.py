@@ -13,6 +13,7 @@ import torch
 import transformers
 import trl
 from channel import Channel
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch_models import load_batches, load_models
 from transformers import AutoTokenizer, TrainerCallback
@@ -24,11 +25,12 @@ IGNORED = -100
 class Trainer(GKDTrainer):
     """GKDTrainer that takes ready batches in their order and remembers its last loss."""
 
+    batches: list[dict[str, torch.Tensor]]
     last_loss: torch.Tensor
 
     def get_train_dataloader(self):
-        """The data set's items are whole batches."""
-        return DataLoader(self.train_dataset, batch_size=None)
+        """The batches, in place of those it would make from its data set."""
+        return DataLoader(self.batches, batch_size=None)
 
     def compute_loss(self, *arguments, **options):
         """TRL's own."""
@@ -88,12 +90,12 @@ def main():
             model=student,
             teacher_model=teacher,
             args=config,
-            train_dataset=batches + batches[:1],
+            train_dataset=Dataset.from_dict({"number": list(range(len(batches)))}),  # asked for, and not read
             processing_class=AutoTokenizer.from_pretrained(options.directory / "teacher"),
             data_collator=lambda batch: batch,
             callbacks=[turns],
         )
-        turns.trainer = trainer
+        turns.trainer, trainer.batches = trainer, batches + batches[:1]
         names = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
         versions = ", ".join(f"{name} {version}" for name, version in names.items())
         channel.ready(versions=versions, threads=torch.get_num_threads())
