@@ -1,6 +1,7 @@
 # make demo    distil a real language model on this machine's CPU (about ten minutes)
 # make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
 # make lint    ruff and pyright
+# make bench   the race against PyTorch and TRL, about 40 minutes with nothing else running
 #
 # Each target sets up what it needs in .venv; nothing outside this folder is touched.
 
@@ -12,7 +13,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint reference-job torch-baseline bench-core mutation clean
+.PHONY: demo test test-oldest test-newest lint reference-job torch-baseline bench bench-core mutation clean
 
 demo: .venv/demo
 	.venv/bin/python experiments/demo/run.py
@@ -41,6 +42,10 @@ reference-job: .venv/test
 torch-baseline: .venv/test
 	.venv/bin/python experiments/torch_baseline/compare.py $(ARGS)
 
+bench: .venv/test .venv-bench/race
+	.venv/bin/python experiments/race/run.py $(ARGS)
+	.venv/bin/python experiments/race/report.py
+
 bench-core: .venv/test
 	.venv/bin/python experiments/bench_core.py
 
@@ -48,7 +53,7 @@ mutation: .venv/test
 	.venv/bin/python -m tests.mutation
 
 clean:
-	rm -rf .venv .venv-newest runs
+	rm -rf .venv .venv-newest .venv-bench runs
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
@@ -66,6 +71,12 @@ clean:
 
 .venv/lint: .venv/bin/python pyproject.toml
 	.venv/bin/python $(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+# The race's other side. TRL stays out of the environments that test this library.
+.venv-bench/race: Makefile
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP_INSTALL) torch==2.13.0 trl==1.16.0
 	@touch $@
 
 .venv-newest/test: pyproject.toml
