@@ -3,11 +3,13 @@
 Everyone else sees (config, params) and pure functions; the modules stay inside.
 """
 
+from selecttkd_jax.models.adapter_files import load_adapter, save_adapter
 from selecttkd_jax.models.cache import KVCache, init_cache
 from selecttkd_jax.models.config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models.decoder import count_params, forward, head, head_logits, init_params
 from selecttkd_jax.models.gguf import convert_gguf, packaged_gguf
 from selecttkd_jax.models.hf_config import decoder_config, hf_config
+from selecttkd_jax.models.lora import LoraConfig, init_lora, merge_lora, with_adapters
 from selecttkd_jax.models.pair import Pair
 from selecttkd_jax.models.pretrained import (
     Pretrained,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from selecttkd_jax.array_types import Head, HiddenStates, Key, Params
 from selecttkd_jax.models.cache import KVCache
 from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attend
+from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
 from selecttkd_jax.models.rotary import rotary_tables
 
 
@@ -61,7 +61,7 @@ def forward(
 
     Args:
         config: the decoder.
-        params: as made by `init_params` or read by `from_pretrained`.
+        params: as made by `init_params` or read by `from_pretrained`, perhaps `with_adapters`.
         input_ids: token ids.
         positions: position of each token in its segment, for rotary embedding and causality.
         segment_ids: which packed sequence a token belongs to, from 1; 0 for padding.
@@ -87,9 +87,10 @@ def forward(
     mask &= (key_segments[:, None, :] == segment_ids[:, :, None]) & (key_segments != 0)[:, None, :]
     graph = _block_graph(config)
 
-    def layer(carry, layer_params):
+    def layer(carry, xs):
         hidden, cached, index = carry
-        block = nnx.merge(graph, layer_params)
+        layer_params, adapters = xs
+        block = attach(nnx.merge(graph, layer_params), adapters)
         queries, keys, values = block.attention.queries_keys_values(block.attention_norm(hidden), cosine, sine)
         if cache is not None:
             cached = tuple(
@@ -108,7 +109,8 @@ def forward(
     kept = jax.checkpoint_policies.save_only_these_names(*(() if remat else (KEPT,)))
     layer = jax.checkpoint(layer, policy=kept, prevent_cse=False)
     cached = None if cache is None else (cache.keys, cache.values)
-    (hidden, cached, _), _ = jax.lax.scan(layer, (hidden, cached, jnp.int32(0)), params["layers"])
+    xs = (params["layers"], params.get("adapters", {}))
+    (hidden, cached, _), _ = jax.lax.scan(layer, (hidden, cached, jnp.int32(0)), xs)
     if cache is not None:
         keys, values = cached
         cache = replace(cache, keys=keys, values=values, next_slot=cache.next_slot + input_ids.shape[1])

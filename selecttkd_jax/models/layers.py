@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from selecttkd_jax.array_types import Params
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.rotary import rotate
 
@@ -58,8 +59,31 @@ def _linear_backward(saved, output_gradient):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+def adapted(
+    y: Float[Array, "B T O"], x: Float[Array, "B T I"], kernel: Float[Array, "I O"], adapter: Params
+) -> Float[Array, "B T O"]:
+    """A projection's result `y = x W` with its low-rank branch: `x (W + A B)`.
+
+    With a `magnitude` m (DoRA): `x (W + A B) m / ||W + A B||`, one norm a column, which counts as a constant in the
+    gradient (DoRA, section 4.3).
+    """
+    a = adapter["a"].reshape(kernel.shape[0], -1)
+    b = adapter["b"].reshape(-1, kernel.shape[1])
+    y = checkpoint_name(y + linear(linear(x, a.astype(x.dtype)), b.astype(x.dtype)), KEPT)
+    if "magnitude" not in adapter:
+        return y
+    # ||W + A B||^2 = ||W||^2 + 2 (A^T W) . B + (A^T A B) . B, column by column: no matrix of W's size is made.
+    kernel, a, b = jax.lax.stop_gradient((kernel, a, b))
+    crossed = 2 * jnp.einsum("IR,IO->RO", a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=0) + jnp.sum((crossed + a.T @ a @ b) * b, axis=0)
+    ratio = checkpoint_name(adapter["magnitude"].reshape(-1) * jax.lax.rsqrt(squares), KEPT)
+    return y * ratio.astype(y.dtype)[None, None]
+
+
 class Projection(nnx.Module):
     """A linear map from some axes to others, such as `D -> HE`, with an optional bias over the new ones."""
+
+    adapter: Params | None = None  # a low-rank branch, set for one call by `attach`
 
     def __init__(
         self,
@@ -82,8 +106,10 @@ class Projection(nnx.Module):
         """Applies the map in x's dtype."""
         batch, length = x.shape[:2]
         kernel = self.kernel[...].astype(x.dtype).reshape(prod(self.in_shape), prod(self.out_shape))
-        y = linear(x.reshape(batch, length, -1), kernel)
-        y = checkpoint_name(y, KEPT).reshape(batch, length, *self.out_shape)
+        x = x.reshape(batch, length, -1)
+        y = linear(x, kernel)
+        y = checkpoint_name(y, KEPT) if self.adapter is None else adapted(y, x, kernel, self.adapter)
+        y = y.reshape(batch, length, *self.out_shape)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
 
 
@@ -157,3 +183,11 @@ class Block(nnx.Module):
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
         self.mlp = GatedMLP(config, dtype=dtype, rngs=rngs)
+
+
+def attach(block: Block, adapters: Params) -> Block:
+    """The block with the low-rank branches of one layer, `{"attention": {"q": {"a", "b"}, ...}, ...}`."""
+    for part, projections in adapters.items():
+        for name, adapter in projections.items():
+            getattr(getattr(block, part), name).adapter = nnx.data(adapter)
+    return block

@@ -100,8 +100,11 @@ def save_pretrained(directory: str | Path, pretrained: Pretrained, dtype: jnp.dt
         dtype: dtype on disk; None keeps the parameters'.
 
     Raises:
-        InputError: if the directory exists and holds anything that a model directory does not.
+        InputError: if the directory exists and holds anything that a model directory does not, or the parameters have
+            adapters, which this format cannot hold.
     """
+    if "adapters" in pretrained.params:
+        raise InputError("the parameters to save have adapters; merge them with merge_lora, or use save_adapter")
     on_disk = jnp.dtype(dtype if dtype is not None else pretrained.params["embedding"].dtype)
     hf_config = {name: value for name, value in pretrained.hf_config.items() if name != "torch_dtype"}
     hf_config["dtype"] = on_disk.name
@@ -142,7 +145,7 @@ def check_replaceable(directory: str | Path) -> None:
     path = Path(directory).expanduser()
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} exists and is not a directory")
-    known = {"config.json", "model.safetensors.index.json", *COMPANIONS}
+    known = {"config.json", "adapter_config.json", "model.safetensors.index.json", *COMPANIONS}
     foreign = sorted(
         entry.name
         for entry in (path.iterdir() if path.is_dir() else [])

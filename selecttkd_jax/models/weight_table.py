@@ -49,6 +49,11 @@ class Weight:
         """Whether each layer has one."""
         return "{}" in self.hf_name
 
+    @property
+    def num_inputs(self) -> int:
+        """How many of a kernel's leading axes are inputs; on disk, the outputs stand first."""
+        return len(self.hf_axes.split(",")[1])
+
     def hf_shape(self, config: DecoderConfig) -> tuple[int, ...]:
         """Shape of the tensor (of one layer's) on disk."""
         sizes = axis_sizes(config)
