@@ -255,20 +255,33 @@ def _parse(kind: Any, words: list[str], program: str, **options: Any) -> Any:
 def _train(words: list[str]) -> int:
     """`train CONFIG.toml [--section.field value ...]`: the file gives the defaults, the command line overrides."""
     from selecttkd_jax.config import RunConfig, load_config
+    from selecttkd_jax.models import LoraConfig
+
+    @dataclass(frozen=True)
+    class EveryOption(RunConfig):
+        """For the help without a file, where a section that may be left out would show none of its options."""
+
+        lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+    kind = RunConfig
 
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             words = ["--help"]
-            default = tyro.MISSING_NONPROP
+            kind, default = EveryOption, tyro.MISSING_NONPROP
         else:
             raise InputError("name a configuration file: selecttkd train CONFIG.toml [--section.field value ...]")
     else:
         default = load_config(words.pop(0))
+        if default.lora is None and any(word.startswith("--lora.") for word in words):
+            default = dataclasses.replace(default, lora=LoraConfig())
     description = (
         "Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory. "
-        "The file has the sections below; on the command line an option is --section.field value."
+        "The file has the sections below; on the command line an option is --section.field value. "
+        "Without a [lora] section (or a --lora option) all weights of the student are trained."
     )
-    config = _parse(RunConfig, words, "selecttkd train CONFIG.toml", description=description, default=default)
+    options = {"description": description, "default": default, "config": (tyro.conf.AvoidSubcommands,)}
+    config = _parse(kind, words, "selecttkd train CONFIG.toml", **options)
     if config is None:
         return 0
     from selecttkd_jax import runner
@@ -278,7 +291,10 @@ def _train(words: list[str]) -> int:
         f"held-out KL {finished.before['kl']:.4f} -> {finished.after['kl']:.4f} "
         f"({finished.after['tokens']:,.0f} tokens)"
     )
-    print(f"{kl}\nstudent  {finished.student}\nmetrics  {finished.metrics}")
+    print(f"{kl}\nstudent  {finished.student}")
+    if finished.adapter is not None:
+        print(f"adapter  {finished.adapter}")
+    print(f"metrics  {finished.metrics}")
     for path in finished.plots:
         print(f"plot     {path}")
     return 0

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax import data, generation, models
+from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
 from selecttkd_jax.distill import log_shared_width
@@ -28,6 +30,7 @@ from selecttkd_jax.training import (
     make_optimizer,
     make_train_step,
     run_loop,
+    stream_key,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ class Run:
 
     Attributes:
         directory: Where everything is.
-        student: The exported student, a Hugging Face directory.
+        student: The exported student, a Hugging Face directory, its adapters merged.
+        adapter: The adapters alone, in PEFT's format; None where all weights were trained.
         metrics: `metrics.jsonl`; `metrics.csv` lies beside it.
         before: Held-out numbers before the first step.
         after: Held-out numbers after the last step.
@@ -48,6 +52,7 @@ class Run:
 
     directory: Path
     student: Path
+    adapter: Path | None
     metrics: Path
     before: dict[str, float]
     after: dict[str, float]
@@ -78,25 +83,28 @@ def train(config: RunConfig) -> Run:
     prepared = prepare(config)
     directory.mkdir(parents=True, exist_ok=True)
     save_config(config, directory / "config.toml")
-    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
-    student = models.from_pretrained(config.models.student)
+    teacher_params = load_teacher(config, prepared.pair, prepared.held_out_rows)
+    student = models.from_pretrained(config.models.student, jnp.dtype(config.models.student_dtype))
 
     batches = data.make_batches(prepared.train_rows, config.data.batch_size, config.data.max_length, config.seed)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    state = init_state(student.params, optimizer, config.seed)
+    state = init_state(trained_weights(config, student), optimizer, config.seed)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
     if checkpoints.latest_step is not None:
         state, position = checkpoints.restore(state)
         batches.set_state(position)
         logger.info("resuming from step %d", int(state.step))
-    # From here on the state's copy is the student; a second one would only take memory.
-    student = replace(student, params={})
+    if config.lora is None:
+        # From here on the state's copy is the student; a second one would only take memory.
+        student = replace(student, params={})
+    base = student.params if config.lora is not None else None
 
-    evaluate = make_held_out(config, prepared.pair, prepared.held_out_rows)
+    pair = replace(prepared.pair, lora=config.lora)
+    held_out = make_held_out(config, pair, prepared.held_out_rows)
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
     head_memory = config.training.head_memory_mib
     step = make_train_step(
-        prepared.pair,
+        pair,
         config.objective.build(),
         optimizer,
         micro_batches=config.training.micro_batches,
@@ -104,20 +112,72 @@ def train(config: RunConfig) -> Run:
         memory_budget=None if head_memory is None else head_memory * 2**20,
         skip_rejected=config.objective.skip_rejected,
     )
+
+    def evaluate(trained: Params, teacher_params: Params) -> dict[str, float]:
+        return held_out(pair.student_params(trained, base), teacher_params)
+
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
     try:
         with StepProgress(config.training.log_every) as progress:
             state = run_loop(
-                state, teacher.params, step, batches, evaluate, writer, checkpoints, schedule, config.training, progress
+                state,
+                teacher_params,
+                partial(step, base_params=base),
+                batches,
+                evaluate,
+                writer,
+                checkpoints,
+                schedule,
+                config.training,
+                progress,
             )
     finally:
         writer.close()
         checkpoints.close()
-    exported = directory / "student"
-    models.save_pretrained(exported, replace(student, params=state.params))
+    exported, adapter = export(config, directory, student, state.params)
+    evaluated = [_held_out_of(row) for row in writer.rows if "held_out/kl" in row]
+    metrics = directory / "metrics.jsonl"
+    return Run(directory, exported, adapter, metrics, evaluated[0], evaluated[-1], _plot(directory))
+
+
+def load_teacher(config: RunConfig, pair: models.Pair, rows: data.Rows) -> Params:
+    """The teacher's parameters in `models.teacher_dtype`; for int8 the log says what that costs on `rows`."""
+    if config.models.teacher_dtype != "int8":
+        return models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype)).params
+    exact = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.compute_dtype)).params
+    params = models.quantize_int8(exact)
+    both = models.Pair(student=pair.teacher, teacher=pair.teacher, vocab_size=pair.vocab_size, dtype=pair.dtype)
+    cost = make_held_out(config, both, rows)(params, exact)
+    logger.info(
+        "int8 teacher: KL(%s teacher || int8 teacher) = %.2e nats, same first choice on %.2f %% of %d held-out tokens",
+        config.models.compute_dtype,
+        cost["kl"],
+        100 * cost["top1_agreement"],
+        cost["tokens"],
+    )
+    return params
+
+
+def trained_weights(config: RunConfig, student: models.Pretrained) -> Params:
+    """What the optimizer changes: the student's parameters, or fresh adapters of them."""
+    if config.lora is None:
+        return student.params
+    key = stream_key(jax.random.key(config.seed), "adapters", jnp.int32(0))
+    lora = models.init_lora(config.lora, student.config, student.params, key)
+    logger.info("adapters: %.2f M parameters are trained", models.count_params(lora) / 1e6)
+    return lora
+
+
+def export(config: RunConfig, directory: Path, student: models.Pretrained, trained: Params) -> tuple[Path, Path | None]:
+    """Writes `student/`, and `adapter/` where adapters were trained; `student` has what `trained` are adapters of."""
+    exported, adapter, params = directory / "student", None, trained
+    if config.lora is not None:
+        adapter = directory / "adapter"
+        models.save_adapter(adapter, config.lora, student.config, trained, config.models.student)
+        params = models.merge_lora(student.params, trained, config.lora)
+    models.save_pretrained(exported, replace(student, params=params), jnp.dtype("float32"))
     logger.info("student exported to %s", exported)
-    held_out = [_held_out_of(row) for row in writer.rows if "held_out/kl" in row]
-    return Run(directory, exported, directory / "metrics.jsonl", held_out[0], held_out[-1], _plot(directory))
+    return exported, adapter
 
 
 def check_output(config: RunConfig, directory: Path) -> None:
@@ -130,7 +190,8 @@ def check_output(config: RunConfig, directory: Path) -> None:
         raise InputError(
             f"output {directory} holds files but no run of ours (no config.toml); choose another directory"
         )
-    models.check_replaceable(directory / "student")
+    for name in ("student", "adapter"):
+        models.check_replaceable(directory / name)
     if not any((directory / "checkpoints").glob("step_*[0-9]")):
         return
     there = config_to_dict(load_config(directory / "config.toml"))
@@ -224,11 +285,11 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
     pair, tokenizer, stops = check_models(config)
     rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
-    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
+    teacher_params = load_teacher(config, pair, rows)
     student = models.from_pretrained(config.models.student)
     held_out = make_held_out(config, pair, rows)
     with progress_bar("evaluating") as advance:
-        return held_out(student.params, teacher.params, advance)
+        return held_out(student.params, teacher_params, advance)
 
 
 def generate(

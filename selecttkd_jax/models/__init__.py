@@ -9,6 +9,7 @@ from selecttkd_jax.models.config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models.decoder import count_params, forward, head, head_logits, init_params
 from selecttkd_jax.models.gguf import convert_gguf, packaged_gguf
 from selecttkd_jax.models.hf_config import decoder_config, hf_config
+from selecttkd_jax.models.int8 import quantize_int8
 from selecttkd_jax.models.lora import LoraConfig, init_lora, merge_lora, with_adapters
 from selecttkd_jax.models.pair import Pair
 from selecttkd_jax.models.pretrained import (

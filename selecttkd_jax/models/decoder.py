@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from selecttkd_jax.array_types import Head, HiddenStates, Key, Params
 from selecttkd_jax.models.cache import KVCache
 from selecttkd_jax.models.config import DecoderConfig
+from selecttkd_jax.models.int8 import dequantized
 from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
 from selecttkd_jax.models.rotary import rotary_tables
 
@@ -61,7 +62,8 @@ def forward(
 
     Args:
         config: the decoder.
-        params: as made by `init_params` or read by `from_pretrained`, perhaps `with_adapters`.
+        params: as made by `init_params` or read by `from_pretrained`, perhaps `with_adapters` or through
+            `quantize_int8`.
         input_ids: token ids.
         positions: position of each token in its segment, for rotary embedding and causality.
         segment_ids: which packed sequence a token belongs to, from 1; 0 for padding.
@@ -90,7 +92,7 @@ def forward(
     def layer(carry, xs):
         hidden, cached, index = carry
         layer_params, adapters = xs
-        block = attach(nnx.merge(graph, layer_params), adapters)
+        block = attach(nnx.merge(graph, dequantized(layer_params, dtype)), adapters)
         queries, keys, values = block.attention.queries_keys_values(block.attention_norm(hidden), cosine, sine)
         if cache is not None:
             cached = tuple(

@@ -11,6 +11,7 @@ from selecttkd_jax.array_types import Array, HiddenStates, Params
 from selecttkd_jax.distill import match_vocabulary
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.decoder import forward, head_logits, stored_head
+from selecttkd_jax.models.lora import LoraConfig, with_adapters
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Pair:
         vocab_size: Real size of the tokenizer both share. Head columns past it are padding and count for nothing.
         dtype: Name of the dtype in which both compute; statistics stay float32.
         remat: Whether the student's layers are recomputed in the backward pass instead of stored.
+        lora: What the student's adapters are made with; None where all of it is trained.
     """
 
     student: DecoderConfig
@@ -30,6 +32,11 @@ class Pair:
     vocab_size: int
     dtype: str = "float32"
     remat: bool = False
+    lora: LoraConfig | None = None
+
+    def student_params(self, trained: Params, base: Params | None = None) -> Params:
+        """The student's parameters for the other methods: `trained` itself, or `trained` as adapters of a `base`."""
+        return trained if self.lora is None or base is None else with_adapters(base, trained, self.lora)
 
     def hidden(
         self, student_params: Params, teacher_params: Params, input_ids: Array, positions: Array, segment_ids: Array

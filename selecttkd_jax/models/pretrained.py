@@ -101,10 +101,12 @@ def save_pretrained(directory: str | Path, pretrained: Pretrained, dtype: jnp.dt
 
     Raises:
         InputError: if the directory exists and holds anything that a model directory does not, or the parameters have
-            adapters, which this format cannot hold.
+            adapters or int8 kernels, which this format does not hold.
     """
     if "adapters" in pretrained.params:
         raise InputError("the parameters to save have adapters; merge them with merge_lora, or use save_adapter")
+    if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(pretrained.params)):
+        raise InputError("the parameters to save are int8; save those that they were made from")
     on_disk = jnp.dtype(dtype if dtype is not None else pretrained.params["embedding"].dtype)
     hf_config = {name: value for name, value in pretrained.hf_config.items() if name != "torch_dtype"}
     hf_config["dtype"] = on_disk.name

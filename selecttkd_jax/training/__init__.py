@@ -3,7 +3,7 @@
 from selecttkd_jax.training.checkpoint import Checkpoints
 from selecttkd_jax.training.loop import LoopConfig, run_loop
 from selecttkd_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
-from selecttkd_jax.training.state import TrainState, init_state
+from selecttkd_jax.training.state import TrainState, init_state, stream_key
 from selecttkd_jax.training.step import make_train_step
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "run_loop",
+    "stream_key",
 ]

@@ -13,12 +13,12 @@ from selecttkd_jax.array_types import Key, Params
 @jax.tree_util.register_dataclass
 @dataclass
 class TrainState:
-    """The student's float32 master weights, the optimizer's moments, the step and the run's key."""
+    """What is trained in float32, the optimizer's moments, the step and the run's key."""
 
     step: jax.Array
     """Finished optimizer steps, int32 scalar."""
     params: Params
-    """The student's master weights."""
+    """The student's master weights, or only its adapters."""
     opt_state: Any
     """The optimizer's state."""
     key: Key
@@ -36,5 +36,5 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, seed: in
 
 def stream_key(key: Key, stream: str, step: jax.Array) -> Key:
     """The key of one named use of randomness at one step."""
-    number = {"verification": 0}[stream]
+    number = {"verification": 0, "adapters": 1}[stream]
     return jax.random.fold_in(jax.random.fold_in(key, number), step)

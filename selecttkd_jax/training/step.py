@@ -16,7 +16,8 @@ from selecttkd_jax.models import Pair
 from selecttkd_jax.training.state import TrainState, stream_key
 
 StepMetrics = dict[str, Array | LossSums]
-TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[..., tuple[TrainState, StepMetrics]]
+Frozen = tuple[Params, Params | None]  # the teacher, and what the student's adapters adapt
 
 
 def make_train_step(
@@ -37,23 +38,23 @@ def make_train_step(
     Args:
         pair: Architectures, shared vocabulary and compute dtype.
         objective: Divergence, verifier, floor, temperature and normaliser.
-        optimizer: A gradient transformation over the float32 master weights.
+        optimizer: A gradient transformation over the float32 master weights or adapters.
         micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
         skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
 
     Returns:
-        `step(state, teacher_params, batch) -> (state, metrics)`, jitted. It donates `state`, never the teacher.
+        `step(state, teacher_params, batch, base_params=None) -> (state, metrics)`, jitted. It donates `state`, never
+        the teacher. With `base_params`, which stay as they are too, the state holds adapters of them (`pair.lora`).
         `metrics` holds `sums` (the objective's LossSums) and `grad_norm` (before clipping).
 
     Raises:
         InputError: At trace time, when `micro_batches` does not divide the batch.
     """
 
-    def micro_sums(
-        params: Params, teacher_params: Params, batch: Batch, uniforms: Array | None
-    ) -> tuple[Array, LossSums]:
+    def micro_sums(params: Params, frozen: Frozen, batch: Batch, uniforms: Array | None) -> tuple[Array, LossSums]:
+        teacher_params, base_params = frozen
         head = partial(
             fused_head,
             objective,
@@ -62,40 +63,40 @@ def make_train_step(
             memory_budget=memory_budget,
             skip_rejected=skip_rejected,
         )
-        sums = pair.fused(head, params, teacher_params, batch)
+        sums = pair.fused(head, pair.student_params(params, base_params), teacher_params, batch)
         return sums.loss, sums
 
     micro_grads = jax.grad(micro_sums, has_aux=True)
 
-    def batch_grads(
-        params: Params, teacher_params: Params, batch: Batch, uniforms: Array | None
-    ) -> tuple[Params, LossSums]:
+    def batch_grads(params: Params, frozen: Frozen, batch: Batch, uniforms: Array | None) -> tuple[Params, LossSums]:
         if micro_batches == 1:
-            return micro_grads(params, teacher_params, batch, uniforms)
+            return micro_grads(params, frozen, batch, uniforms)
 
         def add(
             carry: tuple[Params, LossSums], part: tuple[Batch, Array | None]
         ) -> tuple[tuple[Params, LossSums], None]:
-            return jax.tree.map(jnp.add, carry, micro_grads(params, teacher_params, *part)), None
+            return jax.tree.map(jnp.add, carry, micro_grads(params, frozen, *part)), None
 
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(micro_batches, leaf.shape[0] // micro_batches, *leaf.shape[1:]),
             (batch, uniforms),
         )
         first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(micro_grads, params, teacher_params, *first)
+        shapes = jax.eval_shape(micro_grads, params, frozen, *first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, parts)
         return total
 
-    def step(state: TrainState, teacher_params: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, teacher_params: Params, batch: Batch, base_params: Params | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         rows = batch.input_ids.shape[0]
         if rows % micro_batches:
             raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
         # Drawn once for the whole batch: the same key gives the same mask however the batch is cut.
         key = stream_key(state.key, "verification", state.step)
         uniforms = None if expected else jax.random.uniform(key, batch.loss_mask.shape)
-        grads, sums = batch_grads(state.params, teacher_params, batch, uniforms)
+        grads, sums = batch_grads(state.params, (teacher_params, base_params), batch, uniforms)
         scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

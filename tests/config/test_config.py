@@ -5,6 +5,7 @@ import pytest
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import config_from_dict, config_to_dict, differences, load_config, save_config
 from selecttkd_jax.distill import Objective, ObjectiveConfig
+from selecttkd_jax.models import LoraConfig
 
 VALUES = {
     "output": "run",
@@ -50,6 +51,12 @@ def test_what_is_saved_reads_back_equal(tmp_path):
         (changed("optimizer", learning_rate=float("inf")), "optimizer.learning_rate must be above 0 and finite"),
         (changed("optimizer", eps=-1.0), "optimizer.eps must be above 0"),
         (changed("data", columns="ab"), "data.columns: expected .*got 'ab'"),
+        (changed("lora", rnak=3), r"unknown option lora.rnak \(did you mean 'rank'\?\)"),
+        (changed("lora", rank=0), "lora.rank must be at least 1"),
+        (changed(None, lora=True), r"lora is a section; write it as \[lora\]"),
+        (changed(None, targets=[]), r"unknown option targets \(did you mean lora.targets\?\)"),
+        (changed("models", student_dtype="int8"), "models.student_dtype must be one of"),
+        (changed("models", student_dtype="bfloat16"), r"without a \[lora\] section all weights are trained"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
@@ -66,6 +73,17 @@ def test_every_option_survives_saving(tmp_path):
     config = config_from_dict(values, "here")
     save_config(config, tmp_path / "config.toml")
     assert load_config(tmp_path / "config.toml") == config
+
+
+def test_an_empty_lora_section_is_not_an_absent_one(tmp_path):
+    """`[lora]` alone is LoRA with every default; without it all weights are trained."""
+    config = config_from_dict(changed("lora") | {"models": {**VALUES["models"], "student_dtype": "bfloat16"}}, "here")
+    assert config.lora == LoraConfig() and config_from_dict(VALUES, "here").lora is None
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+    other = config_from_dict(changed("lora", rank=4, targets=["q_proj"]), "here")
+    assert other.lora == LoraConfig(rank=4, targets=("q_proj",))
+    assert "lora.rank (16 there, 4 here)" in differences(config_to_dict(config), config_to_dict(other))
 
 
 def test_a_run_may_be_moved():

@@ -39,6 +39,12 @@ def test_help_reads_on_its_own(command, capsys):
     assert all(name in out for name in ("convert", "prune", "train", "generate", "evaluate", "plot")) or command
 
 
+def test_the_help_of_train_knows_the_sections_that_may_be_left_out(capsys):
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--lora.rank INT" in out and "Without a [lora] section" in out
+
+
 def break_model(name, change):
     def apply(root):
         path = root / "tiny" / name / "config.json"
@@ -107,6 +113,9 @@ def test_bad_files_are_named_in_one_line_and_nothing_is_written(case, run_files,
         (["--training.stepz", "3"], "--training.steps"),
         (["--optimizer.learning-rate", "fast"], "fast"),
         (["--training.micro-batches", "3"], "micro_batches must divide"),
+        (["--lora.rank", "0"], "lora.rank must be at least 1, got 0"),
+        (["--lora.targets", "q_porj"], "did you mean 'q_proj'?"),
+        (["--models.student-dtype", "bfloat16"], "without a [lora] section all weights are trained"),
     ],
 )
 def test_bad_options_are_named_in_one_line(words, expected, run_files, capsys):

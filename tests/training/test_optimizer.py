@@ -34,7 +34,7 @@ def test_only_matrices_decay():
         "final_norm": {"scale": jnp.ones((2,))},
         "layers": {
             "attention_norm": {"scale": jnp.ones((4, 2))},
-            "query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((4, 2))},
+            "query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((4, 2)), "magnitude": jnp.ones((4, 2))},
         },
     }
     config = OptimizerConfig(learning_rate=0.1, warmup_fraction=0, schedule="constant", weight_decay=0.5)
@@ -46,6 +46,7 @@ def test_only_matrices_decay():
     assert float(jnp.abs(updates["final_norm"]["scale"]).max()) == 0
     assert float(jnp.abs(updates["layers"]["attention_norm"]["scale"]).max()) == 0
     assert float(jnp.abs(updates["layers"]["query"]["bias"]).max()) == 0
+    assert float(jnp.abs(updates["layers"]["query"]["magnitude"]).max()) == 0
 
 
 def test_clipping_bounds_the_gradient_before_adam_sees_it():
@@ -57,6 +58,27 @@ def test_clipping_bounds_the_gradient_before_adam_sees_it():
     np.testing.assert_allclose(mean, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
 
 
+def test_a_shorter_first_moment_takes_nearly_the_same_steps():
+    """bfloat16 keeps eight bits of the mean gradient; the mean of the squares and the weights stay float32."""
+    rng = np.random.default_rng(0)
+    gradients = [jnp.asarray(rng.normal(0.3, 1.0, 64), jnp.float32) for _ in range(20)]
+
+    def run(moment_dtype):
+        config = OptimizerConfig(learning_rate=0.1, warmup_fraction=0.0, schedule="constant", moment_dtype=moment_dtype)
+        optimizer = make_optimizer(config, 20)
+        params = {"kernel": jnp.zeros(64)}
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update({"kernel": gradient}, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["kernel"], optax.tree.get(state, "mu")["kernel"], optax.tree.get(state, "nu")["kernel"]
+
+    (exact, long_mean, _), (close, short_mean, squares) = run("float32"), run("bfloat16")
+    assert long_mean.dtype == squares.dtype == close.dtype == jnp.float32 and short_mean.dtype == jnp.bfloat16
+    error = np.abs(close - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.01
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -66,6 +88,7 @@ def test_clipping_bounds_the_gradient_before_adam_sees_it():
         {"weight_decay": -1.0},
         {"clip_norm": -1.0},
         {"final_fraction": -0.1},
+        {"moment_dtype": "float16"},
     ],
 )
 def test_options_out_of_range_are_named(options):

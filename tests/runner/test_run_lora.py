@@ -1,0 +1,87 @@
+"""Whole runs that train adapters, and a teacher in int8."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from runner.test_run import interrupt_at, rows_of
+from runner.tiny_run import with_output
+
+from selecttkd_jax import models, runner
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.evaluation import HeldOut
+
+pytestmark = pytest.mark.usefixtures("lenient_promotion")
+
+LORA = models.LoraConfig(rank=2, alpha=8.0, dora=True)
+
+
+@pytest.fixture(scope="module")
+def adapting(config):
+    """The tiny run with adapters, a base in bfloat16 and a teacher in int8."""
+    parts = replace(config.models, student_dtype="bfloat16", teacher_dtype="int8")
+    training = replace(config.training, steps=4, eval_every=4)
+    return replace(config, lora=LORA, models=parts, training=training)
+
+
+@pytest.fixture(scope="module")
+def whole(adapting, tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return runner.train(with_output(adapting, tmp_path_factory.mktemp("lora") / "run"))
+
+
+def test_the_merged_student_is_the_base_with_the_adapter_and_what_was_evaluated(whole, adapting):
+    assert whole.after["kl"] < whole.before["kl"]
+    base = models.from_pretrained(adapting.models.student, jax.numpy.bfloat16)
+    config, lora = models.load_adapter(whole.adapter, base.config)
+    assert config == LORA
+    merged = models.merge_lora(base.params, lora, config)
+    exported = models.from_pretrained(whole.student)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_array_equal(np.asarray(ours, np.float32), theirs),
+        merged,
+        exported.params,
+    )
+    student = replace(adapting.models, student=str(whole.student), student_dtype="float32")
+    assert runner.evaluate(replace(adapting, models=student)) == pytest.approx(whole.after, rel=1e-4)
+
+
+def test_checkpoints_hold_adapters_alone(whole):
+    newest = max((whole.directory / "checkpoints").glob("step_*"))
+    names = (newest / "state" / "_METADATA").read_text()
+    assert "magnitude" in names and "embedding" not in names and "kernel" not in names
+
+
+def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, adapting, tmp_path, monkeypatch):
+    interrupted = with_output(adapting, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(interrupted)
+    resumed = runner.train(interrupted)
+    assert rows_of(resumed.directory) == rows_of(whole.directory)
+    ours, theirs = (run.adapter / "adapter_model.safetensors" for run in (resumed, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_full_training_does_not_resume_adapters(whole, adapting):
+    full = replace(adapting, lora=None, models=replace(adapting.models, student_dtype="float32"))
+    with pytest.raises(InputError, match=r"different run: .*lora \(.* there, None here\)"):
+        runner.train(with_output(full, whole.directory))
+
+
+def test_the_log_says_what_an_int8_teacher_costs(adapting, caplog):
+    prepared = runner.prepare(adapting)
+    with caplog.at_level("INFO"):
+        quantised = runner.load_teacher(adapting, prepared.pair, prepared.held_out_rows)
+    said = re.search(
+        r"int8 teacher: KL\(float32 teacher \|\| int8 teacher\) = (\S+) nats.* of (\d+) held-out", caplog.text
+    )
+    exact = models.from_pretrained(adapting.models.teacher).params
+    pair = replace(prepared.pair, student=prepared.pair.teacher)
+    batches = runner.data.eval_batches(prepared.held_out_rows, 4, adapting.data.max_length)
+    expected = HeldOut(pair, batches, {})(quantised, exact)
+    assert said is not None and float(said[1]) == pytest.approx(expected["kl"], rel=0.01) and expected["kl"] > 1e-7
+    assert int(said[2]) == expected["tokens"]
