@@ -1,12 +1,13 @@
 """Whole runs that train adapters, and a teacher in int8."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from runner.test_run import interrupt_at, rows_of
+from runner.test_run import rows_of
 from runner.tiny_run import with_output
 
 from selecttkd_jax import models, runner
@@ -54,13 +55,12 @@ def test_checkpoints_hold_adapters_alone(whole):
     assert "magnitude" in names and "embedding" not in names and "kernel" not in names
 
 
-def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, adapting, tmp_path, monkeypatch):
-    interrupted = with_output(adapting, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            runner.train(interrupted)
-    resumed = runner.train(interrupted)
+def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, adapting, tmp_path):
+    """What a kill after step 3 leaves: its checkpoint, and neither a later one nor an export."""
+    shutil.copytree(whole.directory, tmp_path / "run")
+    for name in ("checkpoints/step_4", "student", "adapter"):
+        shutil.rmtree(tmp_path / "run" / name)
+    resumed = runner.train(with_output(adapting, tmp_path / "run"))
     assert rows_of(resumed.directory) == rows_of(whole.directory)
     ours, theirs = (run.adapter / "adapter_model.safetensors" for run in (resumed, whole))
     assert ours.read_bytes() == theirs.read_bytes()
