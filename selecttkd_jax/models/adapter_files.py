@@ -43,7 +43,7 @@ FOLLOWED = {
 
 
 def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConfig, lora: Params, base: str) -> None:
-    """Writes adapters that `peft.PeftModel.from_pretrained` and vLLM load onto the base model.
+    """Writes adapters that `peft.PeftModel.from_pretrained` loads onto the base model.
 
     Args:
         directory: where to write; an existing adapter there is replaced once the new one is complete.
@@ -68,11 +68,13 @@ def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConf
         "base_model_name_or_path": str(Path(base).absolute()) if Path(base).is_dir() else base,
         "inference_mode": True,
         "r": config.rank,
-        "lora_alpha": config.alpha,
+        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
         "lora_dropout": 0.0,
         "target_modules": list(config.targets),
         "use_dora": config.dora,
-        **{name: value for name, value in FOLLOWED.items() if name in ("bias", "fan_in_fan_out", "use_rslora")},
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "bias": "none",
     }
     with new_directory(directory) as unfinished:
         (unfinished / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -135,7 +137,10 @@ def _config(description: dict[str, Any], path: Path) -> LoraConfig:
     if not isinstance(targets, list) or not set(targets) <= set(TARGETS):
         raise InputError(f"{path}: target_modules must be a list of {', '.join(TARGETS)}; got {targets!r}")
     ordered = tuple(target for target in TARGETS if target in targets)
-    return LoraConfig(description["r"], float(description["lora_alpha"]), ordered, bool(description.get("use_dora")))
+    rank, alpha, dora = (description.get(name) for name in ("r", "lora_alpha", "use_dora"))
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise InputError(f"{path}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
+    return LoraConfig(rank, float(alpha), ordered, bool(dora))
 
 
 def _tensor_name(which: str, weight: Weight, layer: int) -> str:

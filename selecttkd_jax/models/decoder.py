@@ -92,7 +92,7 @@ def forward(
     def layer(carry, xs):
         hidden, cached, index = carry
         layer_params, adapters = xs
-        block = attach(nnx.merge(graph, dequantized(layer_params, dtype)), adapters)
+        block = attach(nnx.merge(graph, dequantized(layer_params, hidden.dtype)), adapters)
         queries, keys, values = block.attention.queries_keys_values(block.attention_norm(hidden), cosine, sine)
         if cache is not None:
             cached = tuple(

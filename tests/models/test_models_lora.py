@@ -163,6 +163,7 @@ def test_what_is_saved_reads_back_equal(tmp_path):
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"target_modules": "all-linear"}, "target_modules must be a list of q_proj"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules must be a list"),
+        ({"r": None}, "r and lora_alpha must be numbers, got None"),
         ({"r": 3}, r"shape \(4, 24\), but this model asks for \(3, 24\)"),
         ({"target_modules": ["q_proj"]}, "a tensor that is not used"),
         ({"use_dora": True}, "has no tensor .*lora_magnitude_vector"),
