@@ -257,4 +257,33 @@ MUTANTS = [
         "()",
         "objectives with different options compare equal",
     ),
+    Mutant(
+        "distill/fused_head.py",
+        'jnp.where(live, per_token["coefficient"], 0.0)',
+        'per_token["coefficient"]',
+        "rows that fill up a chunk count, too",
+    ),
+    Mutant("distill/fused_head.py", "(slope * leaf.astype(slope.dtype))", "leaf", "fused gradient ignores its cotangent"),
+    Mutant("distill/sweep.py", "chunks(whole, count,", "chunks(count, count,", "the last, smaller chunks forgotten"),
+    Mutant(
+        "distill/sweep.py",
+        "order = jnp.where(jnp.arange(slots) < count, order, order[0])",
+        "order = order",
+        "positions outside the mask fill up a chunk",
+    ),
+    Mutant("distill/sweep.py", "live & (values.weight > 0)", "live & (values.weight > 1)", "everything skipped"),
+    Mutant(
+        "distill/sweep.py",
+        "index * block_size + jnp.arange(block_size) < count",
+        "jnp.ones((block_size,), bool)",
+        "skipping counts the first row again",
+    ),
+    Mutant("distill/head_products.py", "if ragged else total", "if False else total", "the last columns forgotten"),
+    Mutant(
+        "distill/placed_sweep.py",
+        "matrix, bias = jax.lax.psum((matrix, bias), axes)",
+        "pass",
+        "the head's gradient not summed over devices",
+    ),
+    Mutant("distill/placed_sweep.py", "total = jax.lax.psum(total, axes)", "pass", "the loss not summed over devices"),
 ]
