@@ -19,3 +19,4 @@ from selecttkd_jax.models.pretrained import (
     save_pretrained,
 )
 from selecttkd_jax.models.prune import evenly_spaced_layers, prune_layers
+from selecttkd_jax.models.weight_table import logical_axes

@@ -6,6 +6,7 @@ axis is H and E flattened together. The layout change from disk to ours and its 
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -109,3 +110,25 @@ def tensors_of(config: DecoderConfig) -> dict[str, tuple[Weight, int | None]]:
         layers = range(config.num_layers) if weight.per_layer else [None]
         tensors.update({weight.hf_name.format(layer): (weight, layer) for layer in layers})
     return tensors
+
+
+def logical_axes(config: DecoderConfig) -> dict[str, Any]:
+    """The axis letters of each parameter, as one string: a tree of the parameters' shape, for sharding rules.
+
+    Example:
+        >>> logical_axes(config)["layers"]["mlp"]["gate"]["kernel"]  # doctest: +SKIP
+        'LDF'
+    """
+    return tree_of({weight.path: "L" * weight.per_layer + weight.axes for weight in weights_of(config)})
+
+
+def tree_of(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries from leaves under dotted paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
