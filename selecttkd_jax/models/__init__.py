@@ -9,6 +9,7 @@ from selecttkd_jax.models.decoder import count_params, forward, head, head_logit
 from selecttkd_jax.models.gguf import convert_gguf, packaged_gguf
 from selecttkd_jax.models.hf_config import decoder_config, hf_config
 from selecttkd_jax.models.pair import Pair
+from selecttkd_jax.models.placement import logical_axes, shardings
 from selecttkd_jax.models.pretrained import (
     Pretrained,
     check_replaceable,
@@ -19,4 +20,3 @@ from selecttkd_jax.models.pretrained import (
     save_pretrained,
 )
 from selecttkd_jax.models.prune import evenly_spaced_layers, prune_layers
-from selecttkd_jax.models.weight_table import logical_axes

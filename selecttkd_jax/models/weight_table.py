@@ -4,6 +4,7 @@ A row gives our path and axes, the Hugging Face name and axes, and the GGUF name
 axis is H and E flattened together. The layout change from disk to ours and its inverse both follow from the axes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -63,8 +64,29 @@ class Weight:
 
     def from_hf(self, config: DecoderConfig, tensor: np.ndarray) -> np.ndarray:
         """One tensor from disk, in our layout."""
-        flat, sizes = self.hf_axes.replace(",", ""), axis_sizes(config)
-        return tensor.reshape([sizes[axis] for axis in flat]).transpose([flat.index(axis) for axis in self.axes])
+        return self.part_from_hf(config, (slice(None),) * len(self.axes), lambda part: tensor[part])
+
+    def part_from_hf(
+        self, config: DecoderConfig, wanted: tuple[slice, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
+    ) -> np.ndarray:
+        """Part of one tensor, in our layout; no more of it is read than a few contiguous ranges that hold it.
+
+        Args:
+            config: The decoder.
+            wanted: A slice of each of our axes, without L.
+            read: Gives a block of the tensor on disk, from a slice of each of its axes.
+        """
+        sizes, asked = axis_sizes(config), dict(zip(self.axes, wanted, strict=True))
+        block, on_disk = dict(sizes), []
+        for outer, *inner in self.hf_axes.split(","):
+            # Of axes flattened together, a range of the outer one is contiguous; the inner ones are cut after reading.
+            start, stop, _ = asked[outer].indices(sizes[outer])
+            stride = prod(sizes[axis] for axis in inner)
+            on_disk.append(slice(start * stride, stop * stride))
+            block[outer], asked[outer] = stop - start, slice(None)
+        flat = self.hf_axes.replace(",", "")
+        tensor = read(tuple(on_disk)).reshape([block[axis] for axis in flat])
+        return tensor.transpose([flat.index(axis) for axis in self.axes])[tuple(asked[axis] for axis in self.axes)]
 
     def to_hf(self, config: DecoderConfig, tensor: np.ndarray) -> np.ndarray:
         """The inverse of `from_hf`."""
@@ -112,16 +134,6 @@ def tensors_of(config: DecoderConfig) -> dict[str, tuple[Weight, int | None]]:
     return tensors
 
 
-def logical_axes(config: DecoderConfig) -> dict[str, Any]:
-    """The axis letters of each parameter, as one string: a tree of the parameters' shape, for sharding rules.
-
-    Example:
-        >>> logical_axes(config)["layers"]["mlp"]["gate"]["kernel"]  # doctest: +SKIP
-        'LDF'
-    """
-    return tree_of({weight.path: "L" * weight.per_layer + weight.axes for weight in weights_of(config)})
-
-
 def tree_of(leaves: dict[str, Any]) -> dict[str, Any]:
     """Nested dictionaries from leaves under dotted paths."""
     tree: dict[str, Any] = {}
@@ -132,3 +144,11 @@ def tree_of(leaves: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def at(tree: dict[str, Any], weight: Weight) -> Any:
+    """The leaf of a weight in a tree of the parameters' shape."""
+    node: Any = tree
+    for name in weight.path.split("."):
+        node = node[name]
+    return node

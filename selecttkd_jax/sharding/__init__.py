@@ -1,6 +1,21 @@
-"""Meshes, and where parameters and batches lie on them. Pure: knows no model."""
+"""Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
+from selecttkd_jax.sharding.constraints import divided_by_rows, gathered
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
+from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
 from selecttkd_jax.sharding.rules import PRESETS, Rules, parameter_shardings
 
-__all__ = ["PRESETS", "MeshConfig", "Rules", "make_mesh", "parameter_shardings"]
+__all__ = [
+    "PRESETS",
+    "MeshConfig",
+    "Rules",
+    "array_from_slices",
+    "check_rows",
+    "divided_by_rows",
+    "gathered",
+    "make_mesh",
+    "parameter_shardings",
+    "place_batch",
+    "process_share",
+    "whole_on_host",
+]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from selecttkd_jax.checks import InputError, check_one_of
+from selecttkd_jax.checks import InputError, check_at_least, check_one_of
 from selecttkd_jax.sharding.rules import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class MeshConfig:
     """How the student's weights are divided: replicated, fsdp, tensor, or fsdp+tensor."""
     teacher: str = "fsdp+tensor"
     """The same of the teacher."""
+    host_timeout: int = 100
+    """Of a run on several hosts: seconds without a sign of life after which a host counts as dead and the rest stop."""
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -41,6 +43,7 @@ class MeshConfig:
             raise InputError(f"only one mesh axis can be -1; got data, fsdp, tensor = {self.sizes}")
         for name in ("student", "teacher"):
             check_one_of(f"mesh.{name}", getattr(self, name), PRESETS)
+        check_at_least("mesh.host_timeout", self.host_timeout, 1)
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -55,8 +55,9 @@ def parameter_shardings(mesh: Mesh, rules: Rules, logical_axes: Any, shapes: Any
     Example:
         >>> from selecttkd_jax.sharding import MeshConfig, make_mesh
         >>> shape = jax.ShapeDtypeStruct((8, 4), "float32")
-        >>> parameter_shardings(make_mesh(MeshConfig()), PRESETS["fsdp"], {"head": "DV"}, {"head": shape})["head"].spec
-        PartitionSpec('fsdp', None)
+        >>> shardings = parameter_shardings(make_mesh(MeshConfig()), PRESETS["fsdp"], {"head": "DV"}, {"head": shape})
+        >>> tuple(shardings["head"].spec)
+        ('fsdp', None)
     """
     for letter, axis in rules.items():
         if axis not in mesh.shape:
