@@ -7,13 +7,16 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from selecttkd_jax import data, generation, models
+from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
 from selecttkd_jax.distill import cached_chunk_size, log_shared_width
@@ -21,13 +24,18 @@ from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.progress import StepProgress, progress_bar
+from selecttkd_jax.sharding import PRESETS, check_rows, make_mesh, place_batch, process_share
 from selecttkd_jax.training import (
     Checkpoints,
+    StepMetrics,
+    TrainState,
+    abstract_state,
     init_state,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
     run_loop,
+    state_shardings,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,45 +74,66 @@ class Prepared:
 def train(config: RunConfig) -> Run:
     """Distils: starts the run in `config.output`, or resumes the one that is there.
 
+    In a run of several processes each of them calls this; only the first one writes.
+
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
     """
-    if jax.process_count() > 1:
-        raise InputError(f"training runs in one process so far, not in {jax.process_count()}")
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        return _train_on(mesh, config)
+
+
+def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     directory = Path(config.output).expanduser()
     check_output(config, directory)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory / "config.toml")
-    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
-    student = models.from_pretrained(config.models.student)
+    student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
+    first = jax.process_index() == 0
+    multihost_utils.sync_global_devices("every process has checked what it needs")
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.toml")
+    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype), teacher_shardings)
+    student = models.from_pretrained(config.models.student, shardings=student_shardings)
 
-    batches = data.make_batches(prepared.train_rows, config.data.batch_size, config.data.max_length, config.seed)
+    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    part, parts = process_share(mesh, rows)
+    batches = data.make_batches(
+        prepared.train_rows, rows, config.data.max_length, config.seed, process_index=part, process_count=parts
+    )
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     state = init_state(student.params, optimizer, config.seed)
-    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
-    if checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(state)
-        batches.set_state(position)
-        logger.info("resuming from step %d", int(state.step))
     # From here on the state's copy is the student; a second one would only take memory.
     student = replace(student, params={})
+    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(abstract_state(state))
+        batches.set_state(position)
+        logger.info("resuming from step %d", int(state.step))
 
-    evaluate = make_held_out(config, prepared.pair, prepared.held_out_rows)
-    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
-    micro_batches = config.training.micro_batches
-    chunk_size = cached_chunk_size(config.data.batch_size // micro_batches)
+    evaluate = make_held_out(mesh, config, prepared.pair, prepared.held_out_rows)
+    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
+    chunk_size = cached_chunk_size(rows // micro_batches)
     objective = replace(config.objective.build(), chunk_size=chunk_size)
     step = make_train_step(
-        prepared.pair, objective, optimizer, micro_batches=micro_batches, expected=config.objective.expected
+        *(prepared.pair, objective, optimizer),
+        micro_batches=micro_batches,
+        expected=config.objective.expected,
+        shardings=state_shardings(state.params, optimizer),
     )
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
+
+    def placed_step(state: TrainState, teacher_params: Params, batch: data.Batch) -> tuple[TrainState, StepMetrics]:
+        return step(state, teacher_params, place_batch(mesh, batch, rows))
+
     try:
-        with StepProgress(config.training.log_every) as progress:
+        with StepProgress(config.training.log_every, shown=first) as progress:
             state = run_loop(
-                state, teacher.params, step, batches, evaluate, writer, checkpoints, schedule, config.training, progress
+                *(state, teacher.params, placed_step, batches, evaluate),
+                *(writer, checkpoints, schedule, config.training, progress),
             )
     finally:
         writer.close()
@@ -113,7 +142,18 @@ def train(config: RunConfig) -> Run:
     models.save_pretrained(exported, replace(student, params=state.params))
     logger.info("student exported to %s", exported)
     held_out = [_held_out_of(row) for row in writer.rows if "held_out/kl" in row]
-    return Run(directory, exported, directory / "metrics.jsonl", held_out[0], held_out[-1], _plot(directory))
+    plots = _plot(directory) if first else []
+    return Run(directory, exported, directory / "metrics.jsonl", held_out[0], held_out[-1], plots)
+
+
+def model_shardings(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair) -> tuple[Params, Params]:
+    """Where the student's and the teacher's parameters lie; checks that batches divide over the mesh, too."""
+    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    check_rows(mesh, "data.batch_size / training.micro_batches", rows // micro_batches)
+    return (
+        models.shardings(pair.student, mesh, PRESETS[config.mesh.student]),
+        models.shardings(pair.teacher, mesh, PRESETS[config.mesh.teacher]),
+    )
 
 
 def check_output(config: RunConfig, directory: Path) -> None:
@@ -210,21 +250,27 @@ def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Re
     return records[: -config.held_out_rows], records[-config.held_out_rows :]
 
 
-def make_held_out(config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
+def make_held_out(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
     """The evaluation of a run: its held-out rows, and the acceptance rates at its own k."""
     batches = data.eval_batches(rows, config.data.batch_size, config.data.max_length)
-    return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5))
+    place = partial(place_batch, mesh, rows=config.data.batch_size)
+    return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5), place)
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
-    pair, tokenizer, stops = check_models(config)
-    rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
-    teacher = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype))
-    student = models.from_pretrained(config.models.student)
-    held_out = make_held_out(config, pair, rows)
-    with progress_bar("evaluating") as advance:
-        return held_out(student.params, teacher.params, advance)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        pair, tokenizer, stops = check_models(config)
+        student_shardings, teacher_shardings = model_shardings(mesh, config, pair)
+        rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
+        teacher = models.from_pretrained(
+            config.models.teacher, jnp.dtype(config.models.teacher_dtype), teacher_shardings
+        )
+        student = models.from_pretrained(config.models.student, shardings=student_shardings)
+        held_out = make_held_out(mesh, config, pair, rows)
+        with progress_bar("evaluating") as advance:
+            return held_out(student.params, teacher.params, advance)
 
 
 def generate(

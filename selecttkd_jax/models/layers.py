@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.rotary import rotate
+from selecttkd_jax.sharding import gathered
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
@@ -72,6 +73,7 @@ class Projection(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.letters = inputs + outputs
         self.in_shape = tuple(sizes[axis] for axis in inputs)
         self.out_shape = tuple(sizes[axis] for axis in outputs)
         draw = nnx.initializers.normal(init_scale)
@@ -81,7 +83,9 @@ class Projection(nnx.Module):
     def __call__(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
         """Applies the map in x's dtype."""
         batch, length = x.shape[:2]
-        kernel = self.kernel[...].astype(x.dtype).reshape(prod(self.in_shape), prod(self.out_shape))
+        # Converted before it is gathered over a mesh: half the bytes where x is bfloat16.
+        kernel = gathered(self.kernel[...].astype(x.dtype), self.letters)
+        kernel = kernel.reshape(prod(self.in_shape), prod(self.out_shape))
         y = linear(x.reshape(batch, length, -1), kernel)
         y = checkpoint_name(y, KEPT).reshape(batch, length, *self.out_shape)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]

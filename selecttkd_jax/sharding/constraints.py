@@ -5,6 +5,7 @@ What the parameters' shardings leave open, the compiler decides; these are the p
 
 from functools import partial
 from math import prod
+from typing import cast
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -29,7 +30,6 @@ def divided_by_rows(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, names))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(weight: Array, letters: str) -> Array:
     """A weight that is whole over `fsdp`: gathered where it is used, so that activations stay where they are.
 
@@ -43,19 +43,24 @@ def gathered(weight: Array, letters: str) -> Array:
     if automatic_axes().get("fsdp", 1) == 1 or "D" not in letters:
         return weight
     free = PartitionSpec.UNCONSTRAINED
-    return jax.lax.with_sharding_constraint(weight, PartitionSpec(*(None if axis == "D" else free for axis in letters)))
+    return cast(Array, _lying(PartitionSpec(*(None if axis == "D" else free for axis in letters)), weight))
 
 
-def _gathered_forward(weight: Array, letters: str) -> tuple[Array, None]:
-    return gathered(weight, letters), None
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lying(spec: PartitionSpec, x: Array) -> Array:
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
-def _gathered_backward(letters: str, _: None, gradient: Array) -> tuple[Array]:
-    del letters
+def _lying_forward(spec: PartitionSpec, x: Array) -> tuple[Array, None]:
+    return jax.lax.with_sharding_constraint(x, spec), None
+
+
+def _lying_backward(spec: PartitionSpec, _: None, gradient: Array) -> tuple[Array]:
+    del spec
     return (gradient,)
 
 
-gathered.defvjp(_gathered_forward, _gathered_backward)
+_lying.defvjp(_lying_forward, _lying_backward)
 
 
 def automatic_axes() -> dict[str, int]:
