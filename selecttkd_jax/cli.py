@@ -5,8 +5,10 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ commands, in the order in which a first run uses them:
 
 `selecttkd COMMAND --help` explains each. Paths are relative to where the command runs.
 --debug shows the traceback of an error.
+
+On several hosts, each runs the same train or evaluate command. SLURM, MPI, Kubernetes jobs, TPU pods and torchrun are
+recognised; elsewhere say --coordinator HOST:PORT (of the first process), --num-processes N and --process-id I.
 """
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -96,7 +101,7 @@ class Evaluate:
     student: str | None = None
     """Student to evaluate: RUN/student is the trained one. Left out: the config's, the student before training."""
 
-    def run(self) -> None:
+    def run(self, hosts: Any = None) -> None:
         """Evaluates and prints a table."""
         from rich.console import Console
         from rich.table import Table
@@ -107,10 +112,12 @@ class Evaluate:
         config = load_config(self.config)
         if self.student is not None:
             config = dataclasses.replace(config, models=dataclasses.replace(config.models, student=self.student))
+        first = _join(hosts, config.mesh.host_timeout)
         table = Table("held-out", "value", title=config.models.student)
         for name, value in runner.evaluate(config).items():
             table.add_row(name, f"{value:,.0f}" if name == "tokens" else f"{value:.4f}")
-        Console().print(table)
+        if first:
+            Console().print(table)
 
 
 @dataclass(frozen=True)
@@ -215,26 +222,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words[0], words[1:])
     except (InputError, OSError) as error:
-        if debug:
+        if debug and not _several_processes():
             raise
         print(f"selecttkd: error: {error}", file=sys.stderr)
-        return 2
+        return _leave(2)
     except KeyboardInterrupt:
         hint = "; the same command resumes from the last checkpoint" if words[0] == "train" else ""
         print(f"selecttkd: interrupted{hint}", file=sys.stderr)
-        return 130
+        return _leave(130)
+    except Exception as error:
+        if not _several_processes():
+            raise
+        if debug or type(error).__name__ != "JaxRuntimeError":
+            traceback.print_exc()
+        print(f"selecttkd: error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        print(
+            "selecttkd: this process stops; start all of them again to resume from the last checkpoint", file=sys.stderr
+        )
+        return _leave(1)
+
+
+def _several_processes() -> bool:
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> int:
+    """The exit code; one process of several leaves at once, so that the others notice and do not wait for it."""
+    if _several_processes():
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _run(command: str, words: list[str]) -> int:
+    hosts = None
+    if command in ("train", "evaluate"):
+        from selecttkd_jax.sharding import hosts_from_flags
+
+        hosts, words = hosts_from_flags(words)
     if command == "train":
-        return _train(words)
+        return _train(words, hosts)
     if command not in COMMANDS:
         known = ["train", *COMMANDS]
         raise InputError(f"no command {command!r}{did_you_mean(command, known)}; there are {', '.join(known)}")
     parsed = _parse(COMMANDS[command], words, f"selecttkd {command}")
     if parsed is not None:
-        parsed.run()
+        parsed.run(*([hosts] if command == "evaluate" else []))
     return 0
+
+
+def _join(hosts: Any, timeout: int) -> bool:
+    """Joins the run's other processes, if there are any; True in the first one, the only one that says anything."""
+    from selecttkd_jax.sharding import Hosts, join_hosts
+
+    join_hosts(hosts or Hosts(), timeout)
+    import jax
+
+    first = jax.process_index() == 0
+    if not first:
+        logging.getLogger("selecttkd_jax").setLevel(logging.WARNING)
+    return first
 
 
 def _parse(kind: Any, words: list[str], program: str, **options: Any) -> Any:
@@ -252,7 +301,7 @@ def _parse(kind: Any, words: list[str], program: str, **options: Any) -> Any:
     raise InputError(f"{re.sub(r'^Error parsing [^:]*: ', '', said).strip()} (see {program} --help)")
 
 
-def _train(words: list[str]) -> int:
+def _train(words: list[str], hosts: Any) -> int:
     """`train CONFIG.toml [--section.field value ...]`: the file gives the defaults, the command line overrides."""
     from selecttkd_jax.config import RunConfig, load_config
     from selecttkd_jax.models import LoraConfig
@@ -286,7 +335,10 @@ def _train(words: list[str]) -> int:
         return 0
     from selecttkd_jax import runner
 
+    first = _join(hosts, config.mesh.host_timeout)
     finished = runner.train(config)
+    if not first:
+        return 0
     kl = (
         f"held-out KL {finished.before['kl']:.4f} -> {finished.after['kl']:.4f} "
         f"({finished.after['tokens']:,.0f} tokens)"

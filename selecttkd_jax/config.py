@@ -15,6 +15,7 @@ from selecttkd_jax.checks import InputError, check_one_of, did_you_mean
 from selecttkd_jax.data import DataConfig
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.models import LoraConfig
+from selecttkd_jax.sharding import MeshConfig
 from selecttkd_jax.training import LoopConfig, OptimizerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -72,6 +73,7 @@ class RunConfig:
     training: LoopConfig = field(default_factory=LoopConfig)
     lora: LoraConfig | None = None
     """Adapters to train instead of the student's weights. Left out: all weights are trained."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
@@ -137,11 +139,11 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ, their output aside."""
+    """The dotted keys in which two configurations differ, output and mesh aside."""
     found = []
     for name in dict.fromkeys([*a, *b]):
-        if f"{prefix}{name}" == "output":
-            continue  # a run may be moved, and "run" is "./run"
+        if f"{prefix}{name}" in ("output", "mesh"):
+            continue  # a run may be moved, to other machines, too; and "run" is "./run"
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")

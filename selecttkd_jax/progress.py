@@ -51,17 +51,19 @@ class StepProgress:
 
     Args:
         log_every: Steps between two lines where the output is not a terminal.
+        shown: Whether to show anything: of several processes only the first one does.
     """
 
-    def __init__(self, log_every: int):
+    def __init__(self, log_every: int, *, shown: bool = True):
         self._log_every = log_every
+        self._shown = shown
         self._bar: Progress | None = None
         self._task: Any = None
         self._held_out = ""
         self._began: tuple[int, float] | None = None
 
     def __enter__(self) -> "StepProgress":
-        if sys.stderr.isatty():
+        if self._shown and sys.stderr.isatty():
             self._bar = _bar()
             self._bar.__enter__()
             self._task = self._bar.add_task("training", total=None, note="compiling")
@@ -73,6 +75,8 @@ class StepProgress:
 
     def __call__(self, step: int, total: int, row: dict[str, float]) -> None:
         """Shows one finished step."""
+        if not self._shown:
+            return
         if self._began is None:
             self._began = (step, time.monotonic())
         if "held_out/kl" in row:

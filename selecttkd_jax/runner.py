@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.array_types import Params
@@ -23,13 +25,18 @@ from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.progress import StepProgress, progress_bar
+from selecttkd_jax.sharding import PRESETS, check_rows, make_mesh, place_batch, process_share
 from selecttkd_jax.training import (
     Checkpoints,
+    StepMetrics,
+    TrainState,
+    abstract_state,
     init_state,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
     run_loop,
+    state_shardings,
     stream_key,
 )
 
@@ -71,83 +78,96 @@ class Prepared:
 def train(config: RunConfig) -> Run:
     """Distils: starts the run in `config.output`, or resumes the one that is there.
 
+    In a run of several processes each of them calls this; only the first one writes.
+
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
     """
-    if jax.process_count() > 1:
-        raise InputError(f"training runs in one process so far, not in {jax.process_count()}")
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        return _train_on(mesh, config)
+
+
+def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     directory = Path(config.output).expanduser()
     check_output(config, directory)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory / "config.toml")
-    teacher_params = load_teacher(config, prepared.pair, prepared.held_out_rows)
-    student = models.from_pretrained(config.models.student, jnp.dtype(config.models.student_dtype))
+    student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
+    first = jax.process_index() == 0
+    multihost_utils.sync_global_devices("every process has checked what it needs")
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.toml")
+    teacher_params = load_teacher(mesh, config, prepared.pair, prepared.held_out_rows, teacher_shardings)
+    student = models.from_pretrained(config.models.student, jnp.dtype(config.models.student_dtype), student_shardings)
 
-    batches = data.make_batches(prepared.train_rows, config.data.batch_size, config.data.max_length, config.seed)
+    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    part, parts = process_share(mesh, rows)
+    batches = data.make_batches(
+        prepared.train_rows, rows, config.data.max_length, config.seed, process_index=part, process_count=parts
+    )
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    state = init_state(trained_weights(config, student), optimizer, config.seed)
-    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
-    if checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(state)
-        batches.set_state(position)
-        logger.info("resuming from step %d", int(state.step))
+    state = init_state(trained_weights(mesh, config, student), optimizer, config.seed)
     if config.lora is None:
         # From here on the state's copy is the student; a second one would only take memory.
         student = replace(student, params={})
     base = student.params if config.lora is not None else None
+    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(abstract_state(state))
+        batches.set_state(position)
+        logger.info("resuming from step %d", int(state.step))
 
     pair = replace(prepared.pair, lora=config.lora)
-    held_out = make_held_out(config, pair, prepared.held_out_rows)
-    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project)
+    held_out = make_held_out(mesh, config, pair, prepared.held_out_rows)
+    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
     head_memory = config.training.head_memory_mib
     step = make_train_step(
         pair,
         config.objective.build(),
         optimizer,
-        micro_batches=config.training.micro_batches,
+        micro_batches=micro_batches,
         expected=config.objective.expected,
         memory_budget=None if head_memory is None else head_memory * 2**20,
         skip_rejected=config.objective.skip_rejected,
+        shardings=state_shardings(state.params, optimizer),
     )
 
     def evaluate(trained: Params, teacher_params: Params) -> dict[str, float]:
         return held_out(pair.student_params(trained, base), teacher_params)
 
     schedule = learning_rate_schedule(config.optimizer, config.training.steps)
+
+    def placed_step(state: TrainState, teacher_params: Params, batch: data.Batch) -> tuple[TrainState, StepMetrics]:
+        return step(state, teacher_params, place_batch(mesh, batch, rows), base)
+
     try:
-        with StepProgress(config.training.log_every) as progress:
+        with StepProgress(config.training.log_every, shown=first) as progress:
             state = run_loop(
-                state,
-                teacher_params,
-                partial(step, base_params=base),
-                batches,
-                evaluate,
-                writer,
-                checkpoints,
-                schedule,
-                config.training,
-                progress,
+                *(state, teacher_params, placed_step, batches, evaluate),
+                *(writer, checkpoints, schedule, config.training, progress),
             )
     finally:
         writer.close()
         checkpoints.close()
     exported, adapter = export(config, directory, student, state.params)
     evaluated = [_held_out_of(row) for row in writer.rows if "held_out/kl" in row]
-    metrics = directory / "metrics.jsonl"
-    return Run(directory, exported, adapter, metrics, evaluated[0], evaluated[-1], _plot(directory))
+    metrics, plots = directory / "metrics.jsonl", _plot(directory) if first else []
+    return Run(directory, exported, adapter, metrics, evaluated[0], evaluated[-1], plots)
 
 
-def load_teacher(config: RunConfig, pair: models.Pair, rows: data.Rows) -> Params:
+def load_teacher(
+    mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair, rows: data.Rows, shardings: Params
+) -> Params:
     """The teacher's parameters in `models.teacher_dtype`; for int8 the log says what that costs on `rows`."""
     if config.models.teacher_dtype != "int8":
-        return models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype)).params
-    exact = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.compute_dtype)).params
+        return models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype), shardings).params
+    exact = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.compute_dtype), shardings).params
     params = models.quantize_int8(exact)
     both = models.Pair(student=pair.teacher, teacher=pair.teacher, vocab_size=pair.vocab_size, dtype=pair.dtype)
-    cost = make_held_out(config, both, rows)(params, exact)
+    cost = make_held_out(mesh, config, both, rows)(params, exact)
     logger.info(
         "int8 teacher: KL(%s teacher || int8 teacher) = %.2e nats, same first choice on %.2f %% of %d held-out tokens",
         config.models.compute_dtype,
@@ -158,12 +178,15 @@ def load_teacher(config: RunConfig, pair: models.Pair, rows: data.Rows) -> Param
     return params
 
 
-def trained_weights(config: RunConfig, student: models.Pretrained) -> Params:
+def trained_weights(mesh: jax.sharding.Mesh, config: RunConfig, student: models.Pretrained) -> Params:
     """What the optimizer changes: the student's parameters, or fresh adapters of them."""
     if config.lora is None:
         return student.params
     key = stream_key(jax.random.key(config.seed), "adapters", jnp.int32(0))
-    lora = models.init_lora(config.lora, student.config, student.params, key)
+    init = jax.jit(
+        partial(models.init_lora, config.lora, student.config), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    lora = init(student.params, key)
     logger.info("adapters: %.2f M parameters are trained", models.count_params(lora) / 1e6)
     return lora
 
@@ -178,6 +201,16 @@ def export(config: RunConfig, directory: Path, student: models.Pretrained, train
     models.save_pretrained(exported, replace(student, params=params), jnp.dtype("float32"))
     logger.info("student exported to %s", exported)
     return exported, adapter
+
+
+def model_shardings(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair) -> tuple[Params, Params]:
+    """Where the student's and the teacher's parameters lie; checks that batches divide over the mesh, too."""
+    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    check_rows(mesh, "data.batch_size / training.micro_batches", rows // micro_batches)
+    return (
+        models.shardings(pair.student, mesh, PRESETS[config.mesh.student]),
+        models.shardings(pair.teacher, mesh, PRESETS[config.mesh.teacher]),
+    )
 
 
 def check_output(config: RunConfig, directory: Path) -> None:
@@ -275,21 +308,25 @@ def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Re
     return records[: -config.held_out_rows], records[-config.held_out_rows :]
 
 
-def make_held_out(config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
+def make_held_out(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
     """The evaluation of a run: its held-out rows, and the acceptance rates at its own k."""
     batches = data.eval_batches(rows, config.data.batch_size, config.data.max_length)
-    return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5))
+    place = partial(place_batch, mesh, rows=config.data.batch_size)
+    return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5), place)
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
-    pair, tokenizer, stops = check_models(config)
-    rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
-    teacher_params = load_teacher(config, pair, rows)
-    student = models.from_pretrained(config.models.student)
-    held_out = make_held_out(config, pair, rows)
-    with progress_bar("evaluating") as advance:
-        return held_out(student.params, teacher_params, advance)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        pair, tokenizer, stops = check_models(config)
+        student_shardings, teacher_shardings = model_shardings(mesh, config, pair)
+        rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops, "held-out rows")
+        teacher_params = load_teacher(mesh, config, pair, rows, teacher_shardings)
+        student = models.from_pretrained(config.models.student, shardings=student_shardings)
+        held_out = make_held_out(mesh, config, pair, rows)
+        with progress_bar("evaluating") as advance:
+            return held_out(student.params, teacher_params, advance)
 
 
 def generate(

@@ -46,7 +46,7 @@ def test_a_file_is_one_topic(path):
 
 def test_the_pure_rooms_pull_in_nothing_heavy():
     script = (
-        "import sys; from selecttkd_jax import distill, losses, selection; "
+        "import sys; from selecttkd_jax import distill, losses, selection, sharding; "
         "heavy = ('flax', 'orbax', 'transformers', 'datasets', 'optax', 'grain'); "
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -38,10 +38,18 @@ class HeldOut:
         pair: Architectures, shared vocabulary and compute dtype.
         batches: Held-out batches in order.
         verifiers: Name -> verifier.
+        place: Puts a batch on the mesh (`sharding.place_batch`), where there is one.
     """
 
-    def __init__(self, pair: Pair, batches: Sequence[Batch], verifiers: Mapping[str, Verifier]):
+    def __init__(
+        self,
+        pair: Pair,
+        batches: Sequence[Batch],
+        verifiers: Mapping[str, Verifier],
+        place: Callable[[Batch], Batch] = lambda batch: batch,
+    ):
         self._batches = list(batches)
+        self._place = place
 
         def sums(student_params: Params, teacher_params: Params, batch: Batch) -> dict[str, Array]:
             def measure(zq: Array, zp: Array, labels: Array) -> dict[str, Array]:
@@ -66,7 +74,7 @@ class HeldOut:
         """Evaluates; `progress(done, total)` is called after each batch."""
         totals: dict[str, float] = {}
         for index, batch in enumerate(self._batches):
-            sums = jax.device_get(self._sums(student_params, teacher_params, batch))
+            sums = jax.device_get(self._sums(student_params, teacher_params, self._place(batch)))
             totals = {name: totals.get(name, 0.0) + float(value) for name, value in sums.items()}
             if progress is not None:
                 progress(index + 1, len(self._batches))

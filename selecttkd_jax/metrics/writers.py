@@ -36,13 +36,18 @@ class MetricsWriter:
         directory: The run's directory.
         resume_step: The step from which the run continues; 0 for a new run.
         wandb_project: The W&B project to log to, or None. Needs the `wandb` extra.
+        writes: Whether this process writes at all: of several processes only the first one does.
     """
 
-    def __init__(self, directory: Path, resume_step: int = 0, wandb_project: str | None = None):
+    def __init__(self, directory: Path, resume_step: int = 0, wandb_project: str | None = None, *, writes: bool = True):
         self._jsonl = directory / "metrics.jsonl"
         self._csv = directory / "metrics.csv"
-        kept = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step] if self._jsonl.exists() else []
-        self.rows = kept if resume_step else []
+        self._writes = writes
+        self.rows: list[Row] = []
+        if not writes:
+            return
+        if resume_step and self._jsonl.exists():
+            self.rows = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step]
         # Rewritten through a neighbour, so that a kill at this moment loses nothing.
         rewritten = self._jsonl.with_suffix(".jsonl.tmp")
         rewritten.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
@@ -54,6 +59,8 @@ class MetricsWriter:
     def write(self, row: Row) -> None:
         """Appends one row, which has a `step`."""
         self.rows.append(row)
+        if not self._writes:
+            return
         self._file.write(f"{json.dumps(row)}\n")
         self._file.flush()
         step = int(row["step"])
@@ -66,6 +73,8 @@ class MetricsWriter:
 
     def write_csv(self) -> None:
         """Writes all rows so far as a table with one column a metric; absent values stay blank."""
+        if not self._writes:
+            return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         rewritten = self._csv.with_suffix(".csv.tmp")
         with rewritten.open("w", newline="", encoding="utf-8") as file:
@@ -77,6 +86,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Writes the table and closes every file."""
         self.write_csv()
+        if not self._writes:
+            return
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -12,6 +12,7 @@ from selecttkd_jax.models.hf_config import decoder_config, hf_config
 from selecttkd_jax.models.int8 import quantize_int8
 from selecttkd_jax.models.lora import LoraConfig, init_lora, merge_lora, with_adapters
 from selecttkd_jax.models.pair import Pair
+from selecttkd_jax.models.placement import logical_axes, shardings
 from selecttkd_jax.models.pretrained import (
     Pretrained,
     check_replaceable,

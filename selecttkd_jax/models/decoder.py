@@ -16,6 +16,7 @@ from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.int8 import dequantized
 from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
 from selecttkd_jax.models.rotary import rotary_tables
+from selecttkd_jax.sharding import divided_by_rows, gathered
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -76,7 +77,7 @@ def forward(
         Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.
     """
     dtype = params["embedding"].dtype if dtype is None else dtype
-    hidden = jnp.take(params["embedding"], input_ids, axis=0).astype(dtype)
+    hidden = divided_by_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
     if cache is not None:
         cache = replace(
@@ -103,7 +104,7 @@ def forward(
                 jax.lax.dynamic_index_in_dim(whole, index, keepdims=False).astype(dtype) for whole in cached
             )
         hidden = hidden + block.attention.o(attend(queries, keys, values, mask))
-        hidden = hidden + block.mlp(block.mlp_norm(hidden))
+        hidden = divided_by_rows(hidden + block.mlp(block.mlp_norm(hidden)))
         return (hidden, cached, index + 1), None
 
     # The backward pass keeps the results of the large products (nothing with remat) and recomputes the cheap work in
@@ -136,7 +137,7 @@ def stored_head(config: DecoderConfig, params: Params) -> Array:
 
 def head_logits(config: DecoderConfig, params: Params, hidden: HiddenStates) -> Float[Array, "B T V"]:
     """Logits of hidden states: operands in hidden's dtype, sums and result in float32."""
-    matrix = head(config, params).astype(hidden.dtype)
+    matrix = gathered(head(config, params).astype(hidden.dtype), "DV")
     return jnp.einsum("BTD,DV->BTV", hidden, matrix, preferred_element_type=jnp.float32)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.decoder import forward, head_logits
 from selecttkd_jax.models.hf_config import decoder_config
 from selecttkd_jax.models.location import locate, read_json
-from selecttkd_jax.models.weights import check_tensors, read_params, write_params
+from selecttkd_jax.models.weights import check_tensors, gather_params, read_params, write_params
 
 # Files that travel with the weights unchanged.
 COMPANIONS = (
@@ -36,6 +36,9 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+
+
+Shardings = dict[str, Any] | Callable[[DecoderConfig], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,16 @@ def check_weights(path_or_hub_name: str | Path) -> None:
     check_tensors(config, locate(path_or_hub_name, weights=True))
 
 
-def from_pretrained(path_or_hub_name: str | Path, dtype: jnp.dtype = jnp.float32) -> Pretrained:
+def from_pretrained(
+    path_or_hub_name: str | Path, dtype: jnp.dtype = jnp.float32, shardings: Shardings | None = None
+) -> Pretrained:
     """Reads a model from a directory or from the Hugging Face hub.
 
     Args:
         path_or_hub_name: a directory with config.json and *.safetensors, or `owner/name` on the hub.
         dtype: dtype of the parameters, whatever the file's.
+        shardings: where each parameter lies: a tree of the parameters' shape, or a function from the decoder's config
+            to one. Each process then reads only the slices that its own devices hold. None: on the default device.
 
     Raises:
         InputError: if anything about the config or the weights is not as expected; nothing is loaded then.
@@ -86,13 +93,15 @@ def from_pretrained(path_or_hub_name: str | Path, dtype: jnp.dtype = jnp.float32
     """
     config, hf_config = read_config(path_or_hub_name)
     directory = locate(path_or_hub_name, weights=True)
-    return Pretrained(config, read_params(config, directory, dtype), hf_config, directory)
+    tree = shardings(config) if callable(shardings) else shardings
+    return Pretrained(config, read_params(config, directory, dtype, tree), hf_config, directory)
 
 
 def save_pretrained(directory: str | Path, pretrained: Pretrained, dtype: jnp.dtype | None = None) -> None:
     """Writes config.json, safetensors and the source's tokenizer files: a directory that transformers and vLLM load.
 
-    An existing model directory is replaced, and only once the new one is complete.
+    An existing model directory is replaced, and only once the new one is complete. Where the parameters are spread over
+    several processes, each of them has to call this; the first one writes, and no host gathers more than a tensor.
 
     Args:
         directory: where to write.
@@ -112,6 +121,9 @@ def save_pretrained(directory: str | Path, pretrained: Pretrained, dtype: jnp.dt
     hf_config["dtype"] = on_disk.name
     if decoder_config(hf_config) != pretrained.config:
         raise InputError("config and hf_config of the model to save describe two different decoders")
+    if jax.process_index() != 0:
+        gather_params(pretrained.config, pretrained.params, on_disk)
+        return
     with new_directory(directory) as unfinished:
         (unfinished / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
         for name in COMPANIONS:

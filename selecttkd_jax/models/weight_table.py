@@ -4,8 +4,10 @@ A row gives our path and axes, the Hugging Face name and axes, and the GGUF name
 axis is H and E flattened together. The layout change from disk to ours and its inverse both follow from the axes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +69,29 @@ class Weight:
 
     def from_hf(self, config: DecoderConfig, tensor: np.ndarray) -> np.ndarray:
         """One tensor from disk, in our layout."""
-        flat, sizes = self.hf_axes.replace(",", ""), axis_sizes(config)
-        return tensor.reshape([sizes[axis] for axis in flat]).transpose([flat.index(axis) for axis in self.axes])
+        return self.part_from_hf(config, (slice(None),) * len(self.axes), lambda part: tensor[part])
+
+    def part_from_hf(
+        self, config: DecoderConfig, wanted: tuple[slice, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
+    ) -> np.ndarray:
+        """Part of one tensor, in our layout; no more of it is read than a few contiguous ranges that hold it.
+
+        Args:
+            config: The decoder.
+            wanted: A slice of each of our axes, without L.
+            read: Gives a block of the tensor on disk, from a slice of each of its axes.
+        """
+        sizes, asked = axis_sizes(config), dict(zip(self.axes, wanted, strict=True))
+        block, on_disk = dict(sizes), []
+        for outer, *inner in self.hf_axes.split(","):
+            # Of axes flattened together, a range of the outer one is contiguous; the inner ones are cut after reading.
+            start, stop, _ = asked[outer].indices(sizes[outer])
+            stride = prod(sizes[axis] for axis in inner)
+            on_disk.append(slice(start * stride, stop * stride))
+            block[outer], asked[outer] = stop - start, slice(None)
+        flat = self.hf_axes.replace(",", "")
+        tensor = read(tuple(on_disk)).reshape([block[axis] for axis in flat])
+        return tensor.transpose([flat.index(axis) for axis in self.axes])[tuple(asked[axis] for axis in self.axes)]
 
     def to_hf(self, config: DecoderConfig, tensor: np.ndarray) -> np.ndarray:
         """The inverse of `from_hf`."""
@@ -114,3 +137,23 @@ def tensors_of(config: DecoderConfig) -> dict[str, tuple[Weight, int | None]]:
         layers = range(config.num_layers) if weight.per_layer else [None]
         tensors.update({weight.hf_name.format(layer): (weight, layer) for layer in layers})
     return tensors
+
+
+def tree_of(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries from leaves under dotted paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def at(tree: dict[str, Any], weight: Weight) -> Any:
+    """The leaf of a weight in a tree of the parameters' shape."""
+    node: Any = tree
+    for name in weight.path.split("."):
+        node = node[name]
+    return node

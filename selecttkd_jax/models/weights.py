@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -16,12 +17,14 @@ from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.location import read_json
-from selecttkd_jax.models.weight_table import tensors_of, weights_of
+from selecttkd_jax.models.weight_table import Weight, at, tensors_of, tree_of, weights_of
+from selecttkd_jax.sharding import array_from_slices, whole_on_host
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 MAX_SHARD_BYTES = 5 * 10**9
+ROWS_AT_A_TIME = 4096
 
 
 def check_tensors(config: DecoderConfig, directory: Path) -> dict[str, Path]:
@@ -104,59 +107,88 @@ def _header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         raise InputError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
 
 
-def read_params(config: DecoderConfig, directory: Path, dtype: jnp.dtype) -> Params:
-    """The parameters in a directory, converted to `dtype` while they are read, one tensor at a time."""
+def read_params(config: DecoderConfig, directory: Path, dtype: jnp.dtype, shardings: Any = None) -> Params:
+    """The parameters in a directory, converted to `dtype` while they are read, one tensor at a time.
+
+    With `shardings`, a tree of the parameters' shape, each process reads only what its own devices hold.
+    """
     files = check_tensors(config, directory)
     _check_tied_head(config, files)
-    params: Params = {}
+    tree = {}
     for weight in weights_of(config):
-        if weight.per_layer:
-            # A transposing copy is slow across the stack but quick within one layer, so each is laid out on its own.
-            stacked = np.empty(weight.shape(config), dtype)
-            for layer in range(config.num_layers):
-                name = weight.hf_name.format(layer)
-                stacked[layer] = weight.from_hf(config, _tensor(files[name], name))
-        else:
-            tensor = _tensor(files[weight.hf_name], weight.hf_name)
-            stacked = np.ascontiguousarray(weight.from_hf(config, tensor).astype(dtype, copy=False))
-        *parents, leaf = weight.path.split(".")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = jax.device_put(stacked)
-    return params
+        sharding = None if shardings is None else at(shardings, weight)
+        tree[weight.path] = _read_weight(config, weight, files, dtype, sharding)
+    return tree_of(tree)
+
+
+def _read_weight(
+    config: DecoderConfig, weight: Weight, files: dict[str, Path], dtype: jnp.dtype, sharding: Sharding | None
+) -> jax.Array:
+    def read_tensor(layer: int | None, wanted: tuple[slice, ...]) -> np.ndarray:
+        name = weight.hf_name.format(layer)
+        return weight.part_from_hf(config, wanted, lambda part: _tensor(files[name], name, part))
+
+    def read(wanted: tuple[slice, ...]) -> np.ndarray:
+        if not weight.per_layer:
+            return np.ascontiguousarray(read_tensor(None, wanted).astype(dtype, copy=False))
+        # A transposing copy is slow across the stack but quick within one layer, so each is laid out on its own.
+        layers = range(config.num_layers)[wanted[0]]
+        stacked: np.ndarray | None = None
+        for row, layer in enumerate(layers):
+            tensor = read_tensor(layer, wanted[1:])
+            if stacked is None:
+                stacked = np.empty((len(layers), *tensor.shape), dtype)
+            stacked[row] = tensor
+        assert stacked is not None
+        return stacked
+
+    shape = weight.shape(config)
+    if sharding is None:
+        return jax.device_put(read((slice(None),) * len(shape)))
+    return array_from_slices(shape, sharding, read)
 
 
 def _check_tied_head(config: DecoderConfig, files: dict[str, Path]) -> None:
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if config.tied_head and head in files:
-        if not np.array_equal(_tensor(files[head], head), _tensor(files[embedding], embedding)):
+    if not config.tied_head or head not in files:
+        return
+    for start in range(0, config.vocab_size, ROWS_AT_A_TIME):
+        rows = (slice(start, min(start + ROWS_AT_A_TIME, config.vocab_size)), slice(None))
+        if not np.array_equal(_tensor(files[head], head, rows), _tensor(files[embedding], embedding, rows)):
             raise InputError(
                 f"{files[head]}: lm_head.weight differs from the embedding, but config.json says it is tied"
             )
 
 
-def _tensor(path: Path, name: str) -> np.ndarray:
+def _tensor(path: Path, name: str, part: tuple[slice, ...]) -> np.ndarray:
     # Opened anew for each tensor: pages of the file that were read stay in memory for as long as it is open.
     with safe_open(path, framework="numpy") as file:
-        return file.get_tensor(name)
+        return file.get_slice(name)[part]
 
 
 def write_params(config: DecoderConfig, params: Params, directory: Path, dtype: jnp.dtype | None = None) -> None:
     """Writes parameters as safetensors under Hugging Face names; `dtype` None keeps each one's own."""
+    itemsize = np.dtype(dtype if dtype is not None else params["embedding"].dtype).itemsize
+    sizes = {name: prod(weight.hf_shape(config)) * itemsize for name, (weight, _) in tensors_of(config).items()}
+    write_tensors(sizes, _gatherer(config, params, dtype), directory)
+
+
+def gather_params(config: DecoderConfig, params: Params, dtype: jnp.dtype | None = None) -> None:
+    """This process's part in another one's `write_params`: helps to gather each tensor, and keeps none."""
+    gather = _gatherer(config, params, dtype)
+    for name in tensors_of(config):
+        gather(name)
+
+
+def _gatherer(config: DecoderConfig, params: Params, dtype: jnp.dtype | None) -> Callable[[str], np.ndarray]:
     tensors = tensors_of(config)
 
-    def read(name: str) -> np.ndarray:
+    def gather(name: str) -> np.ndarray:
         weight, layer = tensors[name]
-        leaf: Any = params
-        for key in weight.path.split("."):
-            leaf = leaf[key]
-        array = np.asarray(leaf if layer is None else leaf[layer])
+        array = whole_on_host(at(params, weight), layer)
         return weight.to_hf(config, array if dtype is None else array.astype(dtype))
 
-    itemsize = np.dtype(dtype if dtype is not None else params["embedding"].dtype).itemsize
-    sizes = {name: prod(weight.hf_shape(config)) * itemsize for name, (weight, _) in tensors.items()}
-    write_tensors(sizes, read, directory)
+    return gather
 
 
 def write_tensors(

@@ -45,6 +45,11 @@ class Checkpoints:
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores the newest checkpoint with the shapes, dtypes and shardings of `template`.
 
+        The mesh and the number of processes may be others than when it was saved.
+
+        Args:
+            template: A state, or only its shapes (`abstract_state`), so that there is never a second one in memory.
+
         Raises:
             InputError: When there is no checkpoint, or it holds another model.
         """

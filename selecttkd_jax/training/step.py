@@ -13,6 +13,7 @@ from selecttkd_jax.checks import InputError
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import LossSums, Objective, fused_head
 from selecttkd_jax.models import Pair
+from selecttkd_jax.sharding import divided_by_rows
 from selecttkd_jax.training.state import TrainState, stream_key
 
 StepMetrics = dict[str, Array | LossSums]
@@ -29,6 +30,7 @@ def make_train_step(
     expected: bool = False,
     memory_budget: int | None = None,
     skip_rejected: bool = False,
+    shardings: TrainState | None = None,
 ) -> TrainStep:
     """Builds the training step. Logits exist for a chunk of positions at a time (`distill.fused_head`).
 
@@ -43,6 +45,7 @@ def make_train_step(
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
         skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
+        shardings: Where the state lies on a mesh (`state_shardings`); the new state and the gradients lie there, too.
 
     Returns:
         `step(state, teacher_params, batch, base_params=None) -> (state, metrics)`, jitted. It donates `state`, never
@@ -66,7 +69,10 @@ def make_train_step(
         sums = pair.fused(head, pair.student_params(params, base_params), teacher_params, batch)
         return sums.loss, sums
 
-    micro_grads = jax.grad(micro_sums, has_aux=True)
+    def micro_grads(params: Params, frozen: Frozen, batch: Batch, uniforms: Array | None) -> tuple[Params, LossSums]:
+        grads, sums = jax.grad(micro_sums, has_aux=True)(params, frozen, batch, uniforms)
+        # Summed over devices straight to where the parameters lie, before anything is added up.
+        return (grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings.params)), sums
 
     def batch_grads(params: Params, frozen: Frozen, batch: Batch, uniforms: Array | None) -> tuple[Params, LossSums]:
         if micro_batches == 1:
@@ -77,10 +83,12 @@ def make_train_step(
         ) -> tuple[tuple[Params, LossSums], None]:
             return jax.tree.map(jnp.add, carry, micro_grads(params, frozen, *part)), None
 
-        parts = jax.tree.map(
-            lambda leaf: leaf.reshape(micro_batches, leaf.shape[0] // micro_batches, *leaf.shape[1:]),
-            (batch, uniforms),
-        )
+        def cut(leaf: Array) -> Array:
+            # Every micro-batch takes rows of every device's: part i has rows i, i + micro_batches, ...
+            rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
+            return divided_by_rows(jnp.swapaxes(rows, 0, 1), axis=1)
+
+        parts = jax.tree.map(cut, (batch, uniforms))
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         shapes = jax.eval_shape(micro_grads, params, frozen, *first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -95,7 +103,7 @@ def make_train_step(
             raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
         # Drawn once for the whole batch: the same key gives the same mask however the batch is cut.
         key = stream_key(state.key, "verification", state.step)
-        uniforms = None if expected else jax.random.uniform(key, batch.loss_mask.shape)
+        uniforms = None if expected else divided_by_rows(jax.random.uniform(key, batch.loss_mask.shape))
         grads, sums = batch_grads(state.params, (teacher_params, base_params), batch, uniforms)
         scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
@@ -104,4 +112,4 @@ def make_train_step(
         metrics: StepMetrics = {"sums": sums, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))

@@ -263,7 +263,9 @@ MUTANTS = [
         'per_token["coefficient"]',
         "rows that fill up a chunk count, too",
     ),
-    Mutant("distill/fused_head.py", "(slope * leaf.astype(slope.dtype))", "leaf", "fused gradient ignores its cotangent"),
+    Mutant(
+        "distill/fused_head.py", "(slope * leaf.astype(slope.dtype))", "leaf", "fused gradient ignores its cotangent"
+    ),
     Mutant("distill/sweep.py", "chunks(whole, count,", "chunks(count, count,", "the last, smaller chunks forgotten"),
     Mutant(
         "distill/sweep.py",

@@ -1,0 +1,25 @@
+"""Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
+
+from selecttkd_jax.sharding.constraints import divided_by_rows, gathered
+from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
+from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
+from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
+from selecttkd_jax.sharding.rules import PRESETS, Rules, parameter_shardings
+
+__all__ = [
+    "PRESETS",
+    "Hosts",
+    "MeshConfig",
+    "Rules",
+    "array_from_slices",
+    "check_rows",
+    "divided_by_rows",
+    "gathered",
+    "hosts_from_flags",
+    "join_hosts",
+    "make_mesh",
+    "parameter_shardings",
+    "place_batch",
+    "process_share",
+    "whole_on_host",
+]

@@ -1,0 +1,70 @@
+"""Where values lie inside a compiled program. Off a mesh (`jax.set_mesh`) each of these does nothing.
+
+What the parameters' shardings leave open, the compiler decides; these are the places where it decides badly.
+"""
+
+from functools import partial
+from math import prod
+from typing import cast
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from selecttkd_jax.array_types import Array
+
+BATCH_AXES = ("data", "fsdp")
+"""The mesh axes that divide the rows of a batch."""
+
+
+def divided_by_rows(x: Array, axis: int = 0) -> Array:
+    """Keeps the rows of `x` divided over the batch axes, and every other axis whole.
+
+    Args:
+        x: Activations or batches; left alone where its rows do not divide.
+        axis: Which axis the rows are.
+    """
+    sizes = automatic_axes()
+    names = tuple(name for name in BATCH_AXES if sizes.get(name, 1) > 1)
+    if not names or x.shape[axis] % prod(sizes[name] for name in names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, names))
+
+
+def gathered(weight: Array, letters: str) -> Array:
+    """A weight that is whole over `fsdp`: gathered where it is used, so that activations stay where they are.
+
+    Left to itself the compiler may instead exchange activations, or gather a whole stack of layers before its loop. Its
+    gradient is left free: summed and scattered in one go, to where the weight lies.
+
+    Args:
+        weight: One layer's, or one that has no layers, in the dtype in which it is used.
+        letters: Its axis letters.
+    """
+    if automatic_axes().get("fsdp", 1) == 1 or "D" not in letters:
+        return weight
+    free = PartitionSpec.UNCONSTRAINED
+    return cast(Array, _lying(PartitionSpec(*(None if axis == "D" else free for axis in letters)), weight))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lying(spec: PartitionSpec, x: Array) -> Array:
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _lying_forward(spec: PartitionSpec, x: Array) -> tuple[Array, None]:
+    return jax.lax.with_sharding_constraint(x, spec), None
+
+
+def _lying_backward(spec: PartitionSpec, _: None, gradient: Array) -> tuple[Array]:
+    del spec
+    return (gradient,)
+
+
+_lying.defvjp(_lying_forward, _lying_backward)
+
+
+def automatic_axes() -> dict[str, int]:
+    """Sizes of the current mesh's axes that the compiler divides by itself: not those taken by a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
