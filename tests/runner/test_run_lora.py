@@ -13,6 +13,7 @@ from runner.tiny_run import with_output
 from selecttkd_jax import models, runner
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.evaluation import HeldOut
+from selecttkd_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
@@ -74,8 +75,10 @@ def test_full_training_does_not_resume_adapters(whole, adapting):
 
 def test_the_log_says_what_an_int8_teacher_costs(adapting, caplog):
     prepared = runner.prepare(adapting)
-    with caplog.at_level("INFO"):
-        quantised = runner.load_teacher(adapting, prepared.pair, prepared.held_out_rows)
+    mesh = make_mesh(adapting.mesh)
+    _, shardings = runner.model_shardings(mesh, adapting, prepared.pair)
+    with jax.set_mesh(mesh), caplog.at_level("INFO"):
+        quantised = runner.load_teacher(mesh, adapting, prepared.pair, prepared.held_out_rows, shardings)
     said = re.search(
         r"int8 teacher: KL\(float32 teacher \|\| int8 teacher\) = (\S+) nats.* of (\d+) held-out", caplog.text
     )
