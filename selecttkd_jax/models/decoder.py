@@ -16,7 +16,7 @@ from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.int8 import dequantized
 from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
 from selecttkd_jax.models.rotary import rotary_tables
-from selecttkd_jax.sharding import divided_by_rows, gathered
+from selecttkd_jax.sharding import divided_by_rows, exchanged, gathered
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -77,7 +77,7 @@ def forward(
         Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.
     """
     dtype = params["embedding"].dtype if dtype is None else dtype
-    hidden = divided_by_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
+    hidden = exchanged(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
     if cache is not None:
         cache = replace(

@@ -1,6 +1,6 @@
 """Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
-from selecttkd_jax.sharding.constraints import divided_by_rows, gathered
+from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, gathered
 from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
 from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
@@ -14,6 +14,7 @@ __all__ = [
     "array_from_slices",
     "check_rows",
     "divided_by_rows",
+    "exchanged",
     "gathered",
     "hosts_from_flags",
     "join_hosts",

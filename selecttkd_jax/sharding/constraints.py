@@ -30,6 +30,23 @@ def divided_by_rows(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, names))
 
 
+def exchanged(hidden: Array) -> Array:
+    """Rows of a table that is divided by width over `fsdp`: first by width, as they are found, then by rows.
+
+    Both are spelled out because the compiler knows no way from one to the other in the gradient, and would give every
+    device the whole batch.
+
+    Args:
+        hidden: [B, T, D], in the dtype in which it is exchanged.
+    """
+    sizes = automatic_axes()
+    width, rows = sizes.get("fsdp", 1), sizes.get("data", 1)
+    if width == 1 or hidden.shape[-1] % width or hidden.shape[0] % (rows * width):
+        return divided_by_rows(hidden)
+    by_width = PartitionSpec("data" if "data" in sizes else None, None, "fsdp")
+    return divided_by_rows(jax.lax.with_sharding_constraint(hidden, by_width))
+
+
 def gathered(weight: Array, letters: str) -> Array:
     """A weight that is whole over `fsdp`: gathered where it is used, so that activations stay where they are.
 
