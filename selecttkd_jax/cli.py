@@ -26,6 +26,7 @@ Distil a language model into a smaller one, learning where the teacher accepts w
 commands, in the order in which a first run uses them:
   convert    a GGUF file to a Hugging Face directory
   prune      keep some layers of a model: the student's start
+  plan       CONFIG.toml --target MACHINE: what a run needs of a machine, without the machine
   train      CONFIG.toml [--section.field value ...]: distil, or resume the run that is there
   evaluate   held-out KL, cross-entropy and token acceptance rates of a student
   generate   let a model answer prompts
@@ -264,8 +265,10 @@ def _run(command: str, words: list[str]) -> int:
         hosts, words = hosts_from_flags(words)
     if command == "train":
         return _train(words, hosts)
+    if command == "plan":
+        return _plan(words)
     if command not in COMMANDS:
-        known = ["train", *COMMANDS]
+        known = ["plan", "train", *COMMANDS]
         raise InputError(f"no command {command!r}{did_you_mean(command, known)}; there are {', '.join(known)}")
     parsed = _parse(COMMANDS[command], words, f"selecttkd {command}")
     if parsed is not None:
@@ -302,35 +305,12 @@ def _parse(kind: Any, words: list[str], program: str, **options: Any) -> Any:
 
 
 def _train(words: list[str], hosts: Any) -> int:
-    """`train CONFIG.toml [--section.field value ...]`: the file gives the defaults, the command line overrides."""
-    from selecttkd_jax.config import RunConfig, load_config
-    from selecttkd_jax.models import LoraConfig
-
-    @dataclass(frozen=True)
-    class EveryOption(RunConfig):
-        """For the help without a file, where a section that may be left out would show none of its options."""
-
-        lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-
-    kind = RunConfig
-
-    if not words or words[0].startswith("-"):
-        if "--help" in words or "-h" in words:
-            words = ["--help"]
-            kind, default = EveryOption, tyro.MISSING_NONPROP
-        else:
-            raise InputError("name a configuration file: selecttkd train CONFIG.toml [--section.field value ...]")
-    else:
-        default = load_config(words.pop(0))
-        if default.lora is None and any(word.startswith("--lora.") for word in words):
-            default = dataclasses.replace(default, lora=LoraConfig())
-    description = (
-        "Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory. "
-        "The file has the sections below; on the command line an option is --section.field value. "
-        "Without a [lora] section (or a --lora option) all weights of the student are trained."
+    """`train CONFIG.toml [--section.field value ...]`."""
+    config = _configuration(
+        "train",
+        words,
+        "Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory.",
     )
-    options = {"description": description, "default": default, "config": (tyro.conf.AvoidSubcommands,)}
-    config = _parse(kind, words, "selecttkd train CONFIG.toml", **options)
     if config is None:
         return 0
     from selecttkd_jax import runner
@@ -350,6 +330,48 @@ def _train(words: list[str], hosts: Any) -> int:
     for path in finished.plots:
         print(f"plot     {path}")
     return 0
+
+
+def _plan(words: list[str]) -> int:
+    """`plan CONFIG.toml --target MACHINE [--no-search] [--section.field value ...]`; 1 where the step does not fit."""
+    from selecttkd_jax.planning import PlanOptions, plan
+
+    named = words[:1] if words and not words[0].startswith("-") else []
+    parsed = _parse(PlanOptions, words[len(named) :], "selecttkd plan CONFIG.toml", return_unknown_args=True)
+    if parsed is None:
+        return 0
+    options, overrides = parsed
+    return 0 if plan(_configuration("plan", named + overrides, ""), options) else 1
+
+
+def _configuration(command: str, words: list[str], description: str) -> Any:
+    """The file that is the first word, with what the other words override; None where help was asked for."""
+    from selecttkd_jax.config import RunConfig, load_config
+    from selecttkd_jax.models import LoraConfig
+
+    @dataclass(frozen=True)
+    class EveryOption(RunConfig):
+        """For the help without a file, where a section that may be left out would show none of its options."""
+
+        lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+    kind = RunConfig
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            words = ["--help"]
+            kind, default = EveryOption, tyro.MISSING_NONPROP
+        else:
+            raise InputError(f"name a configuration file: selecttkd {command} CONFIG.toml [--section.field value ...]")
+    else:
+        default = load_config(words.pop(0))
+        if default.lora is None and any(word.startswith("--lora.") for word in words):
+            default = dataclasses.replace(default, lora=LoraConfig())
+    description += (
+        " The file has the sections below; on the command line an option is --section.field value. "
+        "Without a [lora] section (or a --lora option) all weights of the student are trained."
+    )
+    options = {"description": description, "default": default, "config": (tyro.conf.AvoidSubcommands,)}
+    return _parse(kind, words, f"selecttkd {command} CONFIG.toml", **options)
 
 
 def _dtype(name: str):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -31,6 +32,7 @@ from selecttkd_jax.training import (
     StepMetrics,
     TrainState,
     abstract_state,
+    TrainStep,
     init_state,
     learning_rate_schedule,
     make_optimizer,
@@ -123,17 +125,7 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     pair = replace(prepared.pair, lora=config.lora)
     held_out = make_held_out(mesh, config, pair, prepared.held_out_rows)
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
-    head_memory = config.training.head_memory_mib
-    step = make_train_step(
-        pair,
-        config.objective.build(),
-        optimizer,
-        micro_batches=micro_batches,
-        expected=config.objective.expected,
-        memory_budget=None if head_memory is None else head_memory * 2**20,
-        skip_rejected=config.objective.skip_rejected,
-        shardings=state_shardings(state.params, optimizer),
-    )
+    step = make_step(config, pair, optimizer, state_shardings(state.params, optimizer))
 
     def evaluate(trained: Params, teacher_params: Params) -> dict[str, float]:
         return held_out(pair.student_params(trained, base), teacher_params)
@@ -210,6 +202,23 @@ def model_shardings(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pai
     return (
         models.shardings(pair.student, mesh, PRESETS[config.mesh.student]),
         models.shardings(pair.teacher, mesh, PRESETS[config.mesh.teacher]),
+    )
+
+
+def make_step(
+    config: RunConfig, pair: models.Pair, optimizer: optax.GradientTransformation, shardings: TrainState | None
+) -> TrainStep:
+    """The training step of a configuration, whose state lies on the mesh as `shardings` say."""
+    head_memory = config.training.head_memory_mib
+    return make_train_step(
+        pair,
+        config.objective.build(),
+        optimizer,
+        micro_batches=config.training.micro_batches,
+        expected=config.objective.expected,
+        memory_budget=None if head_memory is None else head_memory * 2**20,
+        skip_rejected=config.objective.skip_rejected,
+        shardings=shardings,
     )
 
 

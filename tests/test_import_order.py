@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "selecttkd_jax"
 ROOMS = [
     *("array_types", "checks", "losses", "selection", "distill", "sharding", "models", "data", "generation"),
-    *("metrics", "evaluation", "training", "pipelines", "plotting", "config", "progress", "runner", "cli"),
+    *("metrics", "evaluation", "training", "pipelines", "plotting", "config", "progress", "runner", "planning", "cli"),
 ]
 
 

@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 CACHED_POSITIONS = 8
 
 
+def on_cpu() -> bool:
+    """Whether what is being traced will run on CPUs: those of the current mesh (`jax.set_mesh`), or else the default.
+
+    They can differ: a program for an accelerator can be written and compiled on a machine that has none.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
+
+
 def cached_chunk_size(rows: int) -> int | None:
     """The `chunk_size` that keeps a batch of `rows` rows in a CPU's cache; None on accelerators, which need no chunks.
 
     Args:
       rows: B on this process, within one micro-batch.
     """
-    return max(1, CACHED_POSITIONS // rows) if jax.default_backend() == "cpu" else None
+    return max(1, CACHED_POSITIONS // rows) if on_cpu() else None
 
 
 def token_terms_by_chunks(objective: Objective, chunk_size: int, student_logits: Logits, rest: Any) -> TokenTerms:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from selecttkd_jax.array_types import Array
 from selecttkd_jax.checks import InputError, check_at_least
-from selecttkd_jax.distill.chunks import CACHED_POSITIONS
+from selecttkd_jax.distill.chunks import CACHED_POSITIONS, on_cpu
 from selecttkd_jax.distill.head_products import HeadInputs
 from selecttkd_jax.distill.sweep import Evaluate, StudentGradient, SweepOptions, sweep
 
@@ -77,19 +77,19 @@ def choose_placement(
     width = max(student.vocab_size, teacher.vocab_size)
     shards = automatic.get(VOCABULARY_AXIS, 1)
     divided = shards > 1 and student.vocab_size % shards == 0 and teacher.vocab_size % shards == 0
-    on_cpu = jax.default_backend() == "cpu"
+    cpu = on_cpu()
     if chunk_size == "auto":
-        budget = memory_budget if memory_budget is not None else CPU_MEMORY_BUDGET if on_cpu else MEMORY_BUDGET
+        budget = memory_budget if memory_budget is not None else CPU_MEMORY_BUDGET if cpu else MEMORY_BUDGET
         check_at_least("memory_budget", budget, 1)
         # Logits of both models, the student's replaced by their gradient, which low precision takes once more.
         itemsize = student.hidden.dtype.itemsize
         row_bytes = width // (shards if divided else 1) * (8 if itemsize == 4 else 8 + itemsize)
-        chunk_size = min(max(CACHED_POSITIONS, budget // row_bytes), LARGEST_CPU_CHUNK if on_cpu else LARGEST_CHUNK)
+        chunk_size = min(max(CACHED_POSITIONS, budget // row_bytes), LARGEST_CPU_CHUNK if cpu else LARGEST_CHUNK)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise InputError(f"chunk_size must be a whole number or 'auto', got {chunk_size!r}")
     check_at_least("chunk_size", chunk_size, 1)
     chunk_size = min(chunk_size, max(1, rows * length // devices))
-    step = CACHED_POSITIONS if on_cpu else 1
+    step = CACHED_POSITIONS if cpu else 1
     # A size that halves evenly, if it is large enough for that.
     tail_parts = TAIL_PARTS if chunk_size >= TAIL_PARTS * step else 1
     if chunk_size >= step:
@@ -97,8 +97,8 @@ def choose_placement(
     options = SweepOptions(
         chunk_size=chunk_size,
         tail_size=chunk_size // tail_parts,
-        cached_rows=min(step, chunk_size) if on_cpu else chunk_size,
-        tiled=on_cpu and not divided,
+        cached_rows=min(step, chunk_size) if cpu else chunk_size,
+        tiled=cpu and not divided,
         skip_weightless=skip_weightless,
         logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if divided else None,
     )

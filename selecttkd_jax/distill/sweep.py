@@ -98,9 +98,11 @@ def sweep(
             gradient = _add_products(student, gradient, start, hidden, z_gradient.astype(hidden.dtype), keep, options)
         return total + value, jax.tree.map(_putter(start), results, values), gradient
 
-    def chunks(first: Array | int, end: Array, size: int, carry: Any) -> Any:
+    def chunks(part: str, first: Array | int, end: Array, size: int, carry: Any) -> Any:
         number = (end - first + size - 1) // size
-        return jax.lax.fori_loop(0, number, lambda index, carry: chunk(first + index * size, size, carry), carry)
+        # The name tells profiles and planning how many positions a round takes.
+        with jax.named_scope(f"{part}_{size}_of_{options.chunk_size}"):
+            return jax.lax.fori_loop(0, number, lambda index, carry: chunk(first + index * size, size, carry), carry)
 
     scalar, shapes = jax.eval_shape(
         evaluate,
@@ -114,8 +116,8 @@ def sweep(
     carry = (jnp.zeros((), scalar.dtype), results, gradient)
     # Whole chunks, and the rest in smaller ones: half a chunk would be wasted in the mean.
     whole = count - count % options.chunk_size
-    carry = chunks(0, whole, options.chunk_size, carry)
-    total, results, gradient = chunks(whole, count, options.tail_size, carry)
+    carry = chunks("whole", 0, whole, options.chunk_size, carry)
+    total, results, gradient = chunks("rest", whole, count, options.tail_size, carry)
 
     def unpacked(packed: Array) -> Array:
         chosen = jnp.take(packed, jnp.maximum(place, 0), axis=0)
@@ -207,7 +209,8 @@ def _add_products(
             bias=_add_bias(gradient.bias, part),
         )
 
-    return jax.lax.fori_loop(0, (count + block_size - 1) // block_size, block, gradient)
+    with jax.named_scope(f"kept_{block_size}_of_{size}"):
+        return jax.lax.fori_loop(0, (count + block_size - 1) // block_size, block, gradient)
 
 
 def _add_bias(total: Array | None, z_gradient: Array) -> Array | None:

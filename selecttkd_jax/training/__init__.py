@@ -4,7 +4,7 @@ from selecttkd_jax.training.checkpoint import Checkpoints
 from selecttkd_jax.training.loop import LoopConfig, run_loop
 from selecttkd_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from selecttkd_jax.training.state import TrainState, abstract_state, init_state, state_shardings, stream_key
-from selecttkd_jax.training.step import StepMetrics, make_train_step
+from selecttkd_jax.training.step import StepMetrics, TrainStep, make_train_step
 
 __all__ = [
     "Checkpoints",
@@ -12,6 +12,7 @@ __all__ = [
     "OptimizerConfig",
     "StepMetrics",
     "TrainState",
+    "TrainStep",
     "abstract_state",
     "init_state",
     "learning_rate_schedule",

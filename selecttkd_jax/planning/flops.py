@@ -1,0 +1,79 @@
+"""Floating-point operations of a program's matrix products, per device."""
+
+import re
+from collections import Counter
+from math import prod
+
+import numpy as np
+
+from selecttkd_jax.planning.hlo import Computation, Instruction, Program, Rounds, Shape, once
+
+
+def matmul_flops(program: Program, rounds: Rounds = once) -> Counter[str]:
+    """Operations by dtype of the operands; a multiplication and an addition are two.
+
+    Only matrix products count: they are what a peak rate is about, and elementwise work is thousandths of them.
+
+    Args:
+        program: One device's.
+        rounds: See `Program.executed`.
+    """
+    total: Counter[str] = Counter()
+    for computation, instruction, times in program.executed(rounds):
+        flops = _flops(computation, instruction)
+        if flops:
+            total[computation.operand_shapes(instruction)[0].dtype] += times * flops
+    return total
+
+
+def _flops(computation: Computation, instruction: Instruction) -> int:
+    if instruction.opcode == "dot":
+        left = computation.operand_shapes(instruction)[0]
+        return 2 * prod(instruction.shapes[0].sizes) * _contracted(left, instruction, r"lhs_contracting_dims={([^}]*)}")
+    if instruction.opcode == "custom-call" and "cublas" in instruction.attributes:
+        left = computation.operand_shapes(instruction)[0]
+        pattern = r'"lhs_contracting_dimensions":\[([^\]]*)\]'
+        return 2 * prod(instruction.shapes[0].sizes) * _contracted(left, instruction, pattern)
+    if instruction.opcode == "convolution":
+        left, right = computation.operand_shapes(instruction)[:2]
+        return _convolution_flops(left, right, instruction.shapes[0], instruction.attributes)
+    return 0
+
+
+def _contracted(left: Shape, instruction: Instruction, pattern: str) -> int:
+    found = re.search(pattern, instruction.attributes)
+    if not found:
+        return 0
+    return prod(left.sizes[int(axis)] for axis in re.findall(r"\d+", found[1]))
+
+
+def _convolution_flops(left: Shape, right: Shape, result: Shape, attributes: str) -> int:
+    """A TPU writes matrix products as convolutions, batch axes as windows of which all but one element miss."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    assert labels is not None
+    inputs, kernel, outputs = (
+        dict(zip(names, shape.sizes, strict=True))
+        for names, shape in zip(labels.groups(), (left, right, result), strict=True)
+    )
+    window = re.search(r"window={([^}]*)}", attributes)
+    options = {name: text.split("x") for name, text in re.findall(r"(\w+)=(\S+)", window[1])} if window else {}
+    pairs = 1
+    for axis in range(len(options.get("size", ()))):
+        low = options["pad"][axis].partition("_")[0] if "pad" in options else 0
+        pairs *= _meetings(
+            inputs[str(axis)],
+            outputs[str(axis)],
+            size=int(options["size"][axis]),
+            stride=int(options["stride"][axis]) if "stride" in options else 1,
+            low=int(low),
+            spread=int(options["lhs_dilate"][axis]) if "lhs_dilate" in options else 1,
+            step=int(options["rhs_dilate"][axis]) if "rhs_dilate" in options else 1,
+        )
+    return 2 * outputs["b"] * outputs["f"] * kernel["i"] * pairs
+
+
+def _meetings(inputs: int, outputs: int, *, size: int, stride: int, low: int, spread: int, step: int) -> int:
+    """Pairs of an output position and a window position that meet an input and not the padding."""
+    place = np.arange(outputs)[:, None] * stride + np.arange(size)[None, :] * step - low
+    inside = (place >= 0) & (place <= (inputs - 1) * spread) & (place % spread == 0)
+    return int(inside.sum())

@@ -1,0 +1,109 @@
+"""Devices of a target that is not there: enough for a compiler, nothing that runs."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.planning.targets import Target
+
+
+def target_devices(target: Target) -> Sequence[Any]:
+    """The target's devices, in the order in which a mesh is made of them.
+
+    Raises:
+        InputError: The compiler for the target is not installed, or knows no machine of this shape.
+    """
+    if target.device.platform == "cpu":
+        return _cpu_devices(target)
+    make = _tpu_topology if target.device.platform == "tpu" else _gpu_topology
+    try:
+        return make(target).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"target {target.name}: {str(error).splitlines()[0]}") from None
+
+
+def _tpu_topology(target: Target) -> topologies.TopologyDescription:
+    _require("libtpu", target, "tpu-plan")
+    # Else the library asks this machine's metadata server which TPU it is, and complains that there is none.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", target.model),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    shape = "x".join(map(str, target.shape))
+    return topologies.get_topology_desc(f"{target.model}:{shape}", "tpu")
+
+
+def _gpu_topology(target: Target) -> topologies.TopologyDescription:
+    _require("jax_cuda12_plugin", target, "gpu-plan")
+    per_host = target.count // target.hosts
+    return topologies.get_topology_desc(
+        target.name, "cuda", topology=f"1x{target.hosts}x{per_host}", target_config=gpu_description(target)
+    )
+
+
+def _cpu_devices(target: Target) -> Sequence[Any]:
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # the devices exist already
+            jax.config.update("jax_num_cpu_devices", target.count)
+    devices = jax.devices("cpu")
+    if len(devices) < target.count:
+        raise InputError(
+            f"target {target.name}: this process has {len(devices)} CPU devices; set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={target.count} before it starts"
+        )
+    return devices[: target.count]
+
+
+def _require(module: str, target: Target, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise InputError(
+            f"planning for {target.name} needs its compiler, which is not installed here: "
+            f"pip install 'selecttkd-jax[{extra}]'"
+        )
+
+
+# Compute capability, multiprocessors, float32 units in each, level-2 cache, clock in GHz, shared memory of a
+# multiprocessor and of a block (NVIDIA, CUDA C++ Programming Guide, and the whitepapers of the A100 and the H100).
+_AMPERE = ("8", 108, 64, 40 * 2**20, 1.41, 164 * 2**10, 163 * 2**10, "NVIDIA A100-SXM4")
+_HOPPER = ("9", 132, 128, 50 * 2**20, 1.98, 228 * 2**10, 227 * 2**10, "NVIDIA H100")
+_ARCHITECTURES = {"a100-40gb": _AMPERE, "a100-80gb": _AMPERE, "h100": _HOPPER, "h200": _HOPPER}
+
+
+def gpu_description(target: Target) -> str:
+    """What XLA wants to know of a GPU, as the text of its `GpuTargetConfigProto`."""
+    major, cores, units, cache, clock, core_shared, block_shared, name = _ARCHITECTURES[target.model]
+    return f"""
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+  core_count: {cores}
+  fpus_per_core: {units}
+  clock_rate_ghz: {clock}
+  l2_cache_size: {cache}
+  memory_bandwidth: {target.device.memory_rate:.0f}
+  device_memory_size: {target.device.memory}
+  shared_memory_per_core: {core_shared}
+  shared_memory_per_block: {48 * 2**10}
+  shared_memory_per_block_optin: {block_shared}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{name}"
+"""

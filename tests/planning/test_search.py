@@ -1,0 +1,50 @@
+"""The search for the largest batch, on peaks that are known everywhere."""
+
+import pytest
+
+from selecttkd_jax.planning.search import MOST_COMPILATIONS, search
+
+MANY = 10**9
+
+
+def searched(peak, limit, start, too_large=MANY):
+    """What `search` finds, and how often it had to compile."""
+    asked = []
+
+    def measure(units):
+        asked.append(units)
+        return None if units >= too_large else peak(units)
+
+    return search(measure, limit, start), len(asked)
+
+
+@pytest.mark.parametrize("start", [1, 7, 60, 500])
+@pytest.mark.parametrize("limit", [101, 350, 1000])
+def test_a_straight_line_is_found_in_a_few_compilations(start, limit):
+    found, compiled = searched(lambda n: 90 + 5 * n, limit, start)
+    assert found == (limit - 90) // 5
+    assert compiled <= 6
+
+
+@pytest.mark.parametrize("start", [1, 3, 40])
+def test_a_compiler_that_gives_up_bounds_the_search(start):
+    found, compiled = searched(lambda n: 90 + 5 * n, 192, start, too_large=19)
+    assert found == 18
+    assert compiled <= MOST_COMPILATIONS
+
+
+@pytest.mark.parametrize("start", [1, 8])
+def test_nothing_fits(start):
+    assert searched(lambda n: 90 + 5 * n, 90, start)[0] == 0
+    assert searched(lambda n: 90 + 5 * n, MANY, start, too_large=1)[0] == 0
+
+
+@pytest.mark.parametrize("start", [1, 4, 30])
+def test_what_is_found_fits_and_the_next_does_not_where_the_line_bends(start):
+    """Steps and a kink, as padding and the compiler's own recomputation make them."""
+
+    def peak(n):
+        return 90 + 8 * ((n + 3) // 4) * 4 - max(0, n - 20) * 3
+
+    found, _ = searched(peak, 300, start)
+    assert peak(found) <= 300 < peak(found + 4)
