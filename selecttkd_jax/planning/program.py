@@ -79,12 +79,13 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
     mesh = make_mesh(config.mesh, devices)
     student, teacher = _abstract_params(config, pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
+    shardings = state_shardings(student, optimizer)
     state = jax.eval_shape(lambda params: init_state(params, optimizer, config.seed), student)
-    state = jax.tree.map(_placed, state, state_shardings(student, optimizer))
+    state = jax.tree.map(_placed, state, shardings)
     batch = _abstract_batch(config, mesh)
     started = time.perf_counter()
     with jax.set_mesh(mesh):
-        step = cast(jax.stages.Wrapped, runner.make_step(config, pair, optimizer))
+        step = cast(jax.stages.Wrapped, runner.make_step(config, pair, optimizer, shardings))
         try:
             compiled = step.lower(state, teacher, batch).compile()
         except jax.errors.JaxRuntimeError as error:
@@ -92,7 +93,8 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
                 raise
             raise TooLargeError(_first_sentence(str(error))) from None
     seconds = time.perf_counter() - started
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats is not None and text is not None
     held = {"teacher": teacher, "student": state.params, "optimizer": state.opt_state}
     sizes = {name: local_bytes(tree) for name, tree in held.items()}
     beyond_arguments = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
@@ -102,7 +104,6 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
         working=beyond_arguments,
         code=stats.generated_code_size_in_bytes,
     )
-    text = compiled.as_text()
     return CompiledStep(dict(mesh.shape), parse(text), text, memory, seconds)
 
 
