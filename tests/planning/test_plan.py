@@ -1,0 +1,168 @@
+"""A plan of a tiny run: its numbers against formulas, its tables, its answers to what does not fit."""
+
+from dataclasses import replace
+
+import pytest
+from planning.conftest import STUDENT, TEACHER
+
+from selecttkd_jax import models, planning
+from selecttkd_jax.checks import InputError
+from selecttkd_jax.cli import main
+from selecttkd_jax.config import save_config
+from selecttkd_jax.planning.targets import GIB
+
+
+def changed(config, **sections):
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
+
+
+def compiled(config, target="cpu:8"):
+    target = planning.parse_target(target)
+    step = planning.compile_step(config, planning.abstract_pair(config), planning.target_devices(target))
+    return step, planning.estimate(config, target, step)
+
+
+def product_flops(decoder, rows, length):
+    """Operations of one forward pass of `rows`, without the head: 2 for each weight and token, 4 T H E for attention."""
+    tokens = rows * length
+    heads = decoder.num_heads * decoder.head_dim
+    kv_heads = decoder.num_kv_heads * decoder.head_dim
+    weights = decoder.hidden_size * (2 * heads + 2 * kv_heads + 3 * decoder.mlp_size)
+    return decoder.num_layers * tokens * (2 * weights + 4 * length * heads)
+
+
+@pytest.fixture(scope="module")
+def fsdp(config):
+    return compiled(config)
+
+
+def test_weights_and_optimizer_where_nothing_is_divided(config):
+    step, costs = compiled(changed(config, mesh={"data": -1, "fsdp": 1}))
+    assert step.mesh == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert step.memory.teacher == 2 * models.count_params(TEACHER)
+    assert step.memory.student == 4 * models.count_params(STUDENT)
+    # Two moments, and the step twice: Adam counts, and so does the schedule.
+    assert step.memory.optimizer == 8 * models.count_params(STUDENT) + 8
+    assert {kind for kind, _ in costs.traffic} == {"all-reduce"}
+
+
+def test_weights_divided_over_fsdp_lie_in_eighths(fsdp):
+    step, costs = fsdp
+    # All but norm scales and biases, which every device has.
+    assert 2 * models.count_params(TEACHER) / 8 < step.memory.teacher < 2 * models.count_params(TEACHER) / 8 + 2000
+    assert step.memory.optimizer == 2 * step.memory.student + 8
+    gathered = sum(moved.payload for (kind, _), moved in costs.traffic.items() if kind == "all-gather")
+    assert gathered > models.count_params(TEACHER)
+
+
+def test_operations_are_those_of_the_formula(fsdp, config):
+    rows, length = config.data.batch_size // 8, config.data.max_length
+    head = 2 * rows * length * TEACHER.vocab_size
+    teacher = product_flops(TEACHER, rows, length) + head * TEACHER.hidden_size
+    student = 3 * product_flops(STUDENT, rows, length) + 3 * head * STUDENT.hidden_size
+    # What the backward pass computes anew: one of attention's two products, in each layer of the student.
+    anew = STUDENT.num_layers * rows * length * 2 * length * STUDENT.num_heads * STUDENT.head_dim
+    assert fsdp[1].flops.total() == pytest.approx(teacher + student + anew, rel=0.01)
+
+
+def test_micro_batches_and_recomputation_trade_memory_for_time(fsdp, config):
+    step, costs = fsdp
+    large = changed(config, data={"batch_size": 64})
+    whole, whole_costs = compiled(large)
+    parts, parts_costs = compiled(changed(large, training={"micro_batches": 4}))
+    assert whole_costs.flops.total() == pytest.approx(4 * costs.flops.total(), rel=0.01)
+    assert parts_costs.flops.total() == pytest.approx(whole_costs.flops.total(), rel=0.01)
+    assert step.memory.peak <= parts.memory.peak < whole.memory.peak
+
+
+def test_a_cpu_has_no_stated_rates(fsdp):
+    assert fsdp[1].seconds == {} and fsdp[1].tokens_per_second is None
+
+
+def test_the_least_time_of_a_step_is_its_slowest_part(fsdp, config):
+    step, costs = fsdp
+    device = planning.parse_target("gpu:h100:8").device
+    timed = planning.estimate(config, replace(planning.parse_target("cpu:8"), device=device), step)
+    assert timed.seconds["memory"] == pytest.approx(costs.memory_bytes / 3352e9)
+    assert timed.seconds["links"] == pytest.approx(sum(moved.sent for moved in costs.traffic.values()) / 450e9)
+    assert timed.step_seconds == max(timed.seconds.values())
+    assert timed.tokens_per_second == pytest.approx(16 * 32 / timed.step_seconds)
+
+
+@pytest.mark.parametrize("limit_at", [24, 40])
+def test_the_largest_batch_fits_and_the_next_does_not(config, limit_at):
+    """The limit is what a batch of `limit_at` needs without recomputation: the search has to find just that."""
+    target, pair = planning.parse_target("cpu:8"), planning.abstract_pair(config)
+    devices = planning.target_devices(target)
+    limit = compiled(changed(config, data={"batch_size": limit_at}))[0].memory.peak
+    target = replace(target, device=replace(target.device, memory=limit))
+    plain, with_remat = planning.largest_batches(config, pair, target, devices, None)
+    assert (plain.remat, plain.batch_size, plain.peak) == (False, limit_at, limit)
+    assert with_remat.remat and with_remat.batch_size >= limit_at and with_remat.peak <= limit
+
+
+@pytest.fixture
+def config_file(config, tmp_path):
+    save_config(config, tmp_path / "config.toml")
+    return str(tmp_path / "config.toml")
+
+
+def test_the_command_prints_tables(config_file, capsys):
+    assert main(["plan", config_file, "--target", "cpu:8", "--no-search", "--data.batch_size", "8"]) == 0
+    out = capsys.readouterr().out
+    for words in ("batch 8 x 32 tokens", "| optimizer", "| peak (0% of", "| all-gather", "| matrix products"):
+        assert words in out
+    assert max(map(len, out.splitlines())) <= 120 or str(config_file) in out
+
+
+def test_what_does_not_fit_is_said_and_gives_another_exit_code(config_file, capsys, monkeypatch):
+    small = replace(planning.parse_target("cpu:8"), device=planning.Device("cpu", 1000))
+    monkeypatch.setattr("selecttkd_jax.planning.plan.parse_target", lambda text: small)
+    assert main(["plan", config_file, "--target", "cpu:8"]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit" in out and out.count("none fits") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--target", "tpu:v5x:2x2"], "did you mean 'v5"),
+        (["--target", "cpu:8", "--data.batch_size", "9"], "multiple of 8"),
+        (["--target", "cpu:4", "--mesh.fsdp", "8"], "needs 8 devices"),
+        (["--target", "cpu:8", "--models.teacher", "nobody/nothing"], "nobody/nothing is neither a directory"),
+        (["--target", "cpu:8", "--data.rows", "9"], "--data.rows"),
+        ([], "--target"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(config_file, capsys, words, said):
+    assert main(["plan", config_file, *words, "--no-search"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and said in lines[0]
+
+
+@pytest.mark.parametrize(("module", "target"), [("libtpu", "tpu:v5e:2x4"), ("jax_cuda12_plugin", "gpu:a100-80gb:8")])
+def test_accelerators_get_the_same_step(fsdp, config, module, target):
+    """Only where their compilers are installed: the same weights and products, on devices that are not here."""
+    pytest.importorskip(module)
+    step, costs = compiled(config, target)
+    assert step.memory.teacher == fsdp[0].memory.teacher
+    assert costs.flops.total() == pytest.approx(fsdp[1].flops.total(), rel=0.02)
+    assert costs.step_seconds is not None and 0 < costs.step_seconds < 1
+
+
+@pytest.mark.parametrize(("module", "target"), [("libtpu", "tpu:v5e:2x4"), ("jax_cuda12_plugin", "gpu:a100-80gb:8")])
+def test_accelerators_say_what_does_not_fit(config, module, target):
+    pytest.importorskip(module)
+    large = changed(config, data={"batch_size": 2**17, "max_length": 2**10})
+    try:
+        step, _ = compiled(large, target)
+    except planning.TooLargeError as error:
+        assert "HBM" in str(error) or "memory" in str(error)
+    else:
+        assert step.memory.peak > planning.parse_target(target).device.usable_memory > 10 * GIB
+
+
+def test_a_shape_that_no_machine_has():
+    pytest.importorskip("libtpu")
+    with pytest.raises(InputError, match="target tpu:v5p:3x3x3"):
+        planning.target_devices(planning.parse_target("tpu:v5p:3x3x3"))
