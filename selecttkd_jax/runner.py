@@ -31,8 +31,8 @@ from selecttkd_jax.training import (
     Checkpoints,
     StepMetrics,
     TrainState,
-    abstract_state,
     TrainStep,
+    abstract_state,
     init_state,
     learning_rate_schedule,
     make_optimizer,
@@ -105,7 +105,7 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     teacher_params = load_teacher(mesh, config, prepared.pair, prepared.held_out_rows, teacher_shardings)
     student = models.from_pretrained(config.models.student, jnp.dtype(config.models.student_dtype), student_shardings)
 
-    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    rows = config.data.batch_size
     part, parts = process_share(mesh, rows)
     batches = data.make_batches(
         prepared.train_rows, rows, config.data.max_length, config.seed, process_index=part, process_count=parts
