@@ -50,7 +50,7 @@ def main() -> int:
     """Runs the chosen parts and writes their CSV files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds (the largest shape gets 2 of 5)")
+    parser.add_argument("--rounds", type=int, default=6, help="counted rounds (the largest shape gets 2 of 5)")
     parser.add_argument("--vocabularies", type=int, nargs="+", help="only these sizes of the loss race and the chunks")
     parser.add_argument("--rows", type=Path, default=ROOT / "experiments/demo/train.jsonl", help="JSONL of real rows")
     parser.add_argument("--teacher", type=Path, help="SmolLM2-135M-Instruct as a Hugging Face directory")
