@@ -109,10 +109,11 @@ def race_selections(options: argparse.Namespace, scratch: Path) -> list[dict]:
     """Our step with each verifier, all in one process; then each alone, for its memory."""
     announce("selection", {})
     command = [sys.executable, HERE / "step_jax.py", scratch]
-    together = Contender("together", [*command, *VERIFIERS])
+    verifiers = chosen(VERIFIERS, options)
+    together = Contender("together", [*command, *verifiers])
     turns = [answer["by_verifier"] for answer in race_alone(together, 2 * options.rounds, scratch).answers]
     rows = []
-    for verifier in VERIFIERS:
+    for verifier in verifiers:
         result = measure_peak(Contender(verifier, [*command, verifier]), scratch, turns=2)
         result.answers = [turn[verifier] for turn in turns]
         # Turn by turn, because a noisy neighbour meets all three of a turn.
