@@ -16,6 +16,9 @@ from selecttkd_jax.sharding import gathered
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
 
+# Below this, the square of a column's length counts as rounding.
+SMALLEST_SQUARE = 1e-24
+
 # The name under which `jax.checkpoint` knows the results of the large products.
 KEPT = "kept"
 
@@ -77,7 +80,9 @@ def adapted(
     kernel, a, b = jax.lax.stop_gradient((kernel, a, b))
     crossed = 2 * jnp.einsum("IR,IO->RO", a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
     squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=0) + jnp.sum((crossed + a.T @ a @ b) * b, axis=0)
-    ratio = checkpoint_name(adapter["magnitude"].reshape(-1) * jax.lax.rsqrt(squares), KEPT)
+    # A column of zeros has magnitude 0 and stays what it is.
+    ratio = adapter["magnitude"].reshape(-1) * jax.lax.rsqrt(jnp.maximum(squares, SMALLEST_SQUARE))
+    ratio = checkpoint_name(ratio, KEPT)
     return y * ratio.astype(y.dtype)[None, None]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from selecttkd_jax.array_types import Array, Key, Params
 from selecttkd_jax.checks import InputError, check_at_least, check_one_of
 from selecttkd_jax.models.config import DecoderConfig
+from selecttkd_jax.models.layers import SMALLEST_SQUARE
 from selecttkd_jax.models.weight_table import WEIGHTS, Weight
 
 # The attention and MLP projections, under the names that PEFT's `target_modules` uses.
@@ -121,7 +122,8 @@ def merge_lora(params: Params, lora: Params, config: LoraConfig) -> Params:
         kernel = projection["kernel"].astype(jnp.float32) + config.scale * change
         if config.dora:
             lengths = _column_lengths(kernel, weight)
-            kernel = kernel * (adapter["magnitude"].reshape(lengths.shape) / lengths)
+            smallest = math.sqrt(SMALLEST_SQUARE)
+            kernel = kernel * (adapter["magnitude"].reshape(lengths.shape) / jnp.maximum(lengths, smallest))
         layers[part][name] = {**projection, "kernel": kernel}
     return {**params, "layers": layers}
 

@@ -25,6 +25,8 @@ def example(adapters, hf_config=QWEN3):
         return jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
 
     params = jax.tree.map(draw, jax.eval_shape(lambda: models.init_params(config, jax.random.key(0))))
+    up = params["layers"]["mlp"]["up"]
+    up["kernel"] = up["kernel"].at[1, :, 2].set(0.0)  # a column without a length
     fresh = models.init_lora(adapters, config, params, jax.random.key(1))
     trained = jax.tree.map(lambda leaf: leaf * 0.9 + draw(leaf), fresh)
     ids = rng.integers(0, config.vocab_size, (2, 11)).astype(np.int32)
