@@ -43,18 +43,20 @@ FOLLOWED = {
 
 
 def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConfig, lora: Params, base: str) -> None:
-    """Writes adapters that `peft.PeftModel.from_pretrained` loads onto the base model.
+    """Writes adapters that `peft.PeftModel.from_pretrained` loads onto the base model; of several processes, the first.
 
     Args:
         directory: where to write; an existing adapter there is replaced once the new one is complete.
         config: what the adapters were made with.
         decoder: the adapted model.
-        lora: the adapters.
+        lora: the adapters, which every process has whole.
         base: the base model's directory or hub name, for the loader to find it.
 
     Raises:
         InputError: if the directory exists and holds anything that a model's or an adapter's directory does not.
     """
+    if jax.process_index() != 0:
+        return
     tensors: dict[str, np.ndarray] = {}
     for (part, name), weight in config.weights():
         matrices = _matrices(weight, decoder, config)
