@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selecttkd_jax import data, models, runner
-from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import RunConfig
 from selecttkd_jax.planning.hlo import Program, parse
 from selecttkd_jax.sharding import make_mesh
@@ -31,7 +30,7 @@ class Memory:
 
     Attributes:
         teacher: The teacher's weights.
-        student: The student's master weights, or its frozen weights and their adapters.
+        student: The student's master weights.
         optimizer: The optimizer's moments.
         batch: The batch, the step and the key.
         working: Activations, gradients, gathered weights and logits, as far as they exist at the same time.
@@ -77,26 +76,18 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
         InputError: The mesh does not fit the devices, or the batch does not divide over the mesh.
         TooLargeError: The step does not fit the memory.
     """
-    if config.models.teacher_dtype == "int8":
-        raise InputError(
-            "an int8 teacher cannot be planned yet; plan with models.teacher_dtype = bfloat16, which needs more"
-        )
     mesh = make_mesh(config.mesh, devices)
     student, teacher = _abstract_params(config, pair, mesh)
-    trained, base = student, None
-    if config.lora is not None:
-        trained, base = _abstract_adapters(config.lora, pair, student, mesh), student
-        pair = replace(pair, lora=config.lora)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    shardings = state_shardings(trained, optimizer)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer, config.seed), trained)
+    shardings = state_shardings(student, optimizer)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, config.seed), student)
     state = jax.tree.map(_placed, state, shardings)
     batch = _abstract_batch(config, mesh)
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         step = cast(jax.stages.Wrapped, runner.make_step(config, pair, optimizer, shardings))
         try:
-            compiled = step.lower(state, teacher, batch, base).compile()
+            compiled = step.lower(state, teacher, batch).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -104,7 +95,7 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
     seconds = time.perf_counter() - started
     stats, text = compiled.memory_analysis(), compiled.as_text()
     assert stats is not None and text is not None
-    held = {"teacher": teacher, "student": (state.params, base), "optimizer": state.opt_state}
+    held = {"teacher": teacher, "student": state.params, "optimizer": state.opt_state}
     sizes = {name: local_bytes(tree) for name, tree in held.items()}
     beyond_arguments = stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
     memory = Memory(
@@ -131,16 +122,10 @@ def _abstract_params(config: RunConfig, pair: models.Pair, mesh: Mesh) -> tuple[
     shardings = runner.model_shardings(mesh, config, pair)
     shapes = (
         jax.eval_shape(partial(models.init_params, decoder, dtype=jnp.dtype(dtype)), jax.random.key(0))
-        for decoder, dtype in ((pair.student, config.models.student_dtype), (pair.teacher, config.models.teacher_dtype))
+        for decoder, dtype in ((pair.student, "float32"), (pair.teacher, config.models.teacher_dtype))
     )
     student, teacher = (jax.tree.map(_placed, *one) for one in zip(shapes, shardings, strict=True))
     return student, teacher
-
-
-def _abstract_adapters(lora: models.LoraConfig, pair: models.Pair, base: Any, mesh: Mesh) -> Any:
-    """Adapters of a student, on every device."""
-    shapes = jax.eval_shape(partial(models.init_lora, lora, pair.student), base, jax.random.key(0))
-    return jax.tree.map(lambda leaf: _placed(leaf, NamedSharding(mesh, PartitionSpec())), shapes)
 
 
 def _abstract_batch(config: RunConfig, mesh: Mesh) -> data.Batch:

@@ -23,7 +23,7 @@ def compiled(config, target="cpu:8"):
 
 
 def product_flops(decoder, rows, length):
-    """Operations of a forward pass of `rows`, without the head: 2 a weight and token, 4 T H E for attention."""
+    """Operations of one forward pass of `rows`, without the head: 2 for each weight and token, 4 T H E for attention."""
     tokens = rows * length
     heads = decoder.num_heads * decoder.head_dim
     kv_heads = decoder.num_kv_heads * decoder.head_dim
