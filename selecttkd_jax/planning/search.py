@@ -38,8 +38,8 @@ def largest_batches(
 ) -> list[Largest]:
     """Searches the largest batch without and with recomputation, everything else as configured.
 
-    A batch grows by a row for each device that divides it and each micro-batch. What is found was compiled and fits;
-    the next larger one was, too, and does not, or lies beyond a straight line through two smaller ones.
+    A batch grows by a row for each device that divides it and each micro-batch. What is found was compiled and fits,
+    and the next larger one was, too, and does not (unless MOST_COMPILATIONS did not suffice to come so close).
 
     Args:
         config: Where to start.
@@ -96,10 +96,9 @@ def search(peak: Callable[[int], int | None], limit: float, start: int) -> int:
             low = max(low, guess)
         else:
             high = guess if high is None else min(high, guess)
-        line = _line_meets(measured, limit)
-        if (high is not None and high - low <= 1) or (low and line is not None and line < low + 1):
+        if high is not None and high - low <= 1:
             break
-        guess = _next_guess(low, high, line)
+        guess = _next_guess(low, high, _line_meets(measured, limit))
     return low
 
 
@@ -114,6 +113,8 @@ def _line_meets(measured: dict[int, int], limit: float) -> float | None:
 
 def _next_guess(low: int, high: int | None, line: float | None) -> int:
     """Where the line says, if that is between what fits and what does not; else in the middle, or twice as far."""
-    if line is not None and (high is None or line < high):
-        return max(int(line), low + 1)
-    return 2 * low if high is None else (low + high) // 2
+    if high is None:
+        return 2 * low if line is None else max(int(line), low + 1)
+    if line is None or line >= high:
+        return (low + high) // 2
+    return min(max(int(line), low + 1), high - 1)

