@@ -72,4 +72,5 @@ def abstract_pair(config: RunConfig) -> models.Pair:
         vocab_size=min(student.vocab_size, teacher.vocab_size),
         dtype=config.models.compute_dtype,
         remat=config.models.remat,
+        lora=config.lora,
     )

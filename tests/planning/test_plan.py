@@ -49,6 +49,22 @@ def test_weights_and_optimizer_where_nothing_is_divided(config):
     assert {kind for kind, _ in costs.traffic} == {"all-reduce"}
 
 
+def test_adapters_of_a_frozen_student_and_a_teacher_in_int8(config):
+    adapted = replace(config, lora=models.LoraConfig(rank=4, targets=("q_proj", "down_proj")))
+    frozen = {"teacher_dtype": "int8", "student_dtype": "bfloat16"}
+    memory = compiled(changed(adapted, models=frozen, mesh={"data": -1, "fsdp": 1}))[0].memory
+    heads = STUDENT.num_heads * STUDENT.head_dim
+    adapters = STUDENT.num_layers * 4 * (STUDENT.hidden_size + heads + STUDENT.mlp_size + STUDENT.hidden_size)
+    assert memory.student == 2 * models.count_params(STUDENT) + 4 * adapters
+    assert memory.optimizer == 8 * adapters + 8
+    # A byte for each weight of the layers' kernels instead of two, and a scale of four bytes for each of their outputs.
+    heads, kv_heads = (count * TEACHER.head_dim for count in (TEACHER.num_heads, TEACHER.num_kv_heads))
+    outputs = heads + 2 * kv_heads + TEACHER.hidden_size + 2 * TEACHER.mlp_size + TEACHER.hidden_size
+    kernels = TEACHER.hidden_size * (2 * heads + 2 * kv_heads + 3 * TEACHER.mlp_size)
+    saved = TEACHER.num_layers * (kernels - 4 * outputs)
+    assert memory.teacher == 2 * models.count_params(TEACHER) - saved
+
+
 def test_weights_divided_over_fsdp_lie_in_eighths(fsdp):
     step, costs = fsdp
     # All but norm scales and biases, which every device has.
