@@ -75,8 +75,9 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
     mesh = make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     started = time.perf_counter()
+    # Before the mesh is set: a key that is made under it would be made on devices that are not there.
+    arguments, shardings = step_arguments(config, pair, mesh, optimizer)
     with jax.set_mesh(mesh):
-        arguments, shardings = step_arguments(config, pair, mesh, optimizer)
         step = cast(jax.stages.Wrapped, runner.make_step(config, pair, optimizer, shardings))
         try:
             compiled = step.lower(*arguments.in_order).compile()
