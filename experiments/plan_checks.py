@@ -4,10 +4,11 @@ Command:  python experiments/plan_checks.py [--target PREFIX]      (pip install 
 Runs on:  two CPU cores; an hour for both kinds of target.
 Result:   experiments/results/plan_checks.csv, one line a compilation
 
-Qwen2-7B to Qwen2-1.5B, all weights trained, bfloat16, 8 rows of 1,024 tokens a device:
+Qwen2.5-7B to Qwen2.5-1.5B, all weights trained, bfloat16, 8 rows of 1,024 tokens a device:
   depth      both models cut to a quarter, a half and all of their layers: compiling must not take longer
-  selection  accept_all (plain distillation) against greedy_top_k and spec_k: peak memory must not grow by 1 %
   scaling    4 to 256 devices, weights divided over 4 and copied beyond: operations and memory of a device must be flat
+The paper's recipe (Qwen2-7B to Qwen2-1.5B, LoRA), and the same with all weights trained:
+  selection  accept_all (plain distillation) against greedy_top_k and spec_k: peak memory must not grow by 1 %
 """
 
 import argparse
@@ -26,8 +27,8 @@ HERE = Path(__file__).parent
 COLUMNS = ("check", "target", "setting", "layers", "peak_gib", "tflop", "sent_gib", "seconds", "cpu_seconds", "jax")
 ROWS_PER_DEVICE = 8
 TARGETS = {
-    "gpu:h100": [f"gpu:h100:{count}" for count in (4, 8, 16, 64, 256)],
-    "tpu:v5p": [f"tpu:v5p:{shape}" for shape in ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x8x8")],
+    "gpu": [f"gpu:h100:{count}" for count in (4, 8, 16, 64, 256)],
+    "tpu": [f"tpu:v5p:{shape}" for shape in ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x8x8")],
 }
 
 
@@ -43,7 +44,7 @@ def main() -> None:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(COLUMNS)
-        for check, target, setting, layers, config in compilations(base()):
+        for check, target, setting, layers, config in compilations():
             if target.startswith(arguments.target) and check.startswith(arguments.check):
                 row = (check, target, setting, layers, *measured(config, target, layers), jax.__version__)
                 print(*row, flush=True)
@@ -51,32 +52,34 @@ def main() -> None:
                 file.flush()
 
 
-def base() -> RunConfig:
-    """The recipe with models as they are on disk, no micro-batches, and weights divided over four devices."""
-    config = load_config(HERE / "configs" / "qwen2.5-7b-1.5b.toml")
-    names = {role: str(HERE / "configs" / "models" / f"Qwen2.5-{size}-Instruct") for role, size in SIZES.items()}
-    return replace(
-        config,
-        models=replace(config.models, **names),
-        training=replace(config.training, micro_batches=1),
-        mesh=replace(config.mesh, data=-1, fsdp=4),
-    )
+def recipe(name: str) -> RunConfig:
+    """A recipe with models as they are on disk."""
+    config = load_config(HERE / "configs" / f"{name}.toml")
+    family = name.partition("-")[0].capitalize()
+    names = {
+        role: str(HERE / "configs" / "models" / f"{family}-{size}-Instruct")
+        for role, size in (("teacher", "7B"), ("student", "1.5B"))
+    }
+    return replace(config, models=replace(config.models, **names))
 
 
-SIZES = {"teacher": "7B", "student": "1.5B"}
-
-
-def compilations(config: RunConfig) -> Iterator[tuple[str, str, str, int, RunConfig]]:
+def compilations() -> Iterator[tuple[str, str, str, int, RunConfig]]:
     """(check, target, setting, layers, configuration)."""
+    config = recipe("qwen2.5-7b-1.5b")
+    mesh, training = replace(config.mesh, data=-1, fsdp=4), replace(config.training, micro_batches=1)
+    config = replace(config, mesh=mesh, training=training)
     for targets in TARGETS.values():
-        smallest = sized(config, targets[0])
         for layers in (7, 14, 28):
-            yield "depth", targets[0], "spec_k", layers, smallest
-        for verifier, k in (("accept_all", None), ("greedy_top_k", 5), ("spec_k", 5)):
-            objective = replace(config.objective, verifier=verifier, k=k)
-            yield "selection", targets[0], verifier, 28, replace(smallest, objective=objective)
+            yield "depth", targets[0], "spec_k", layers, sized(config, targets[0])
         for target in targets:
             yield "scaling", target, "fsdp 4", 28, sized(config, target)
+    adapted = recipe("qwen2-7b-1.5b")
+    whole = replace(adapted, lora=None, models=replace(adapted.models, student_dtype="float32"))
+    for target in ("gpu:a100-80gb:4", "tpu:v5p:2x2x1"):
+        for trained, config in (("LoRA", adapted), ("all weights", whole)):
+            for verifier, k in (("accept_all", None), ("greedy_top_k", 5), ("spec_k", 5)):
+                objective = replace(config.objective, verifier=verifier, k=k)
+                yield "selection", target, f"{trained}, {verifier}", 28, replace(config, objective=objective)
 
 
 def sized(config: RunConfig, target: str) -> RunConfig:

@@ -68,6 +68,11 @@ class Computation:
         """The instructions by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose result is the computation's."""
+        return next(instruction for instruction in self.instructions if instruction.root)
+
     def operand_shapes(self, instruction: Instruction) -> list[Shape]:
         """Shapes of an instruction's operands, of those that are single arrays."""
         return [self.by_name[name].shapes[0] for name in instruction.operands if name in self.by_name]
@@ -105,15 +110,32 @@ class Program:
         if known:
             return int(known[1])
         # Not every compiler writes the number down. A counted loop runs while its counter is less than a constant.
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-        assert condition is not None
-        computation = self.computations[condition[1]]
-        test = next(instruction for instruction in computation.instructions if instruction.root)
-        limits = [computation.by_name[name] for name in test.operands if name in computation.by_name]
-        for limit in limits:
-            if limit.opcode == "constant" and "direction=GT" not in test.attributes:
-                return int(limit.operands[0])
+        condition = self._called(loop, "condition")
+        for counter, limit in _operand_pairs(condition, condition.root):
+            index = re.search(r"index=(\d+)", counter.attributes)
+            if limit.opcode == "constant" and index and "direction=LT" in condition.root.attributes:
+                return -(-int(limit.operands[0]) // self._step(loop, int(index[1])))
         return None
+
+    def _step(self, loop: Instruction, index: int) -> int:
+        """By how much the counter grows in a round: more than 1 where the compiler took several rounds together."""
+        body = self._called(loop, "body")
+        grown = body.by_name.get(body.root.operands[index])
+        for _, step in _operand_pairs(body, grown) if grown is not None and grown.opcode == "add" else ():
+            if step.opcode == "constant":
+                return int(step.operands[0])
+        return 1
+
+    def _called(self, loop: Instruction, role: str) -> Computation:
+        name = re.search(rf"{role}=%?([\w.\-]+)", loop.attributes)
+        assert name is not None
+        return self.computations[name[1]]
+
+
+def _operand_pairs(computation: Computation, instruction: Instruction) -> list[tuple[Instruction, Instruction]]:
+    """The operands of an instruction of two, as (one, other) and the other way round."""
+    found = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
+    return [(found[0], found[1]), (found[1], found[0])] if len(found) == 2 else []
 
 
 def parse(text: str) -> Program:

@@ -33,7 +33,7 @@ def _tpu_topology(target: Target) -> topologies.TopologyDescription:
     # Else the library asks this machine's metadata server which TPU it is, and complains that there is none.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", target.model),
+        ("TPU_ACCELERATOR_TYPE", f"{target.model}-8"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_MIN_LOG_LEVEL", "3"),
         ("TPU_STDERR_LOG_LEVEL", "3"),

@@ -131,8 +131,41 @@ def test_a_loop_of_unknown_rounds_takes_the_number_given(mesh):
     assert matmul_flops(program, lambda loop: 3).total() == 3 * once
 
 
-@pytest.mark.parametrize(("positions", "visited"), [(1000, 1000), (1024, 1024), (130, 160)])
-def test_the_fused_heads_loops_visit_all_positions(positions, visited):
+UNROLLED = """
+HloModule unrolled
+
+%body (state: (u32[], f32[4])) -> (u32[], f32[4]) {
+  %state = (u32[], f32[4]{0}) parameter(0)
+  %counter = u32[] get-tuple-element(%state), index=0
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %first = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %second = f32[4]{0} collective-permute(%first), source_target_pairs={{0,1},{1,0}}
+  %two = u32[] constant(2)
+  %grown = u32[] add(%counter, %two)
+  ROOT %next = (u32[], f32[4]{0}) tuple(%grown, %second)
+}
+
+%condition (tested: (u32[], f32[4])) -> pred[] {
+  %tested = (u32[], f32[4]{0}) parameter(0)
+  %reached = u32[] get-tuple-element(%tested), index=0
+  %limit = u32[] constant(7)
+  ROOT %less = pred[] compare(%reached, %limit), direction=LT
+}
+
+ENTRY %main (start: (u32[], f32[4])) -> (u32[], f32[4]) {
+  %start = (u32[], f32[4]{0}) parameter(0)
+  ROOT %loop = (u32[], f32[4]{0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_compiler_that_takes_two_rounds_together_goes_round_half_as_often():
+    moved = collective_traffic(parse(UNROLLED), 2)["collective-permute", 2]
+    assert (moved.count, moved.payload) == (2 * 4, 2 * 4 * 16)  # counters 0, 2, 4 and 6
+
+
+@pytest.mark.parametrize("positions", [1000, 1024, 130])
+def test_the_fused_heads_loops_visit_all_positions(positions):
     def rounds(scope):
         text = f'%loop = (s32[]) while(%x), condition=%c, body=%b, metadata={{op_name="jit(step)/{scope}/while"}}'
         instruction = parse(f"ENTRY %main (x: s32[]) -> s32[] {{\n  {text}\n}}\n").computations["main"].instructions[0]
