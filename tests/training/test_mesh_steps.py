@@ -43,13 +43,13 @@ def weights():
 def batches():
     rng = np.random.default_rng(0)
     made = []
-    for _ in range(2):
+    for _ in range(STEPS):
         ids = rng.integers(0, 45, (ROWS, LENGTH)).astype(np.int32)
         real = np.arange(LENGTH)[None, :] < rng.integers(2, LENGTH + 1, ROWS)[:, None]
         positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
         mask = real & (np.arange(LENGTH)[None, :] >= 2)
         made.append(Batch(ids, np.roll(ids, -1, axis=1), mask, positions, real.astype(np.int32)))
-    return made * (STEPS // 2)
+    return made
 
 
 def run(weights, batches, mesh_config, devices, **options):
@@ -91,7 +91,8 @@ def test_ten_steps_are_those_of_one_device(weights, batches, alone, name):
     numbers, state, shardings = run(weights, batches, CASES[name], jax.devices(), **options)
     np.testing.assert_allclose(numbers[:, 0], alone[0][:, 0], rtol=1e-5)
     np.testing.assert_allclose(numbers[:, 1], alone[0][:, 1], rtol=1e-4)
-    assert (numbers[-2:, 0] < 0.9 * numbers[:2, 0]).all()  # it has learned something
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max() > 0.01, state.params, weights[0])
+    assert all(jax.tree.leaves(moved))
     for moments in (state.params, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
         jax.tree.map(lambda leaf, sharding: _assert_lies(leaf, sharding), moments, shardings)
 
