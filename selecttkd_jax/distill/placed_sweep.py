@@ -21,6 +21,8 @@ from selecttkd_jax.distill.sweep import Evaluate, StudentGradient, SweepOptions,
 
 BATCH_AXES = ("data", "fsdp")
 VOCABULARY_AXIS = "tensor"
+SCATTERED = "fsdp"
+"""The mesh axis over which weights are divided by width, and so is the sum of the head's gradient."""
 MEMORY_BUDGET = 2**30
 CPU_MEMORY_BUDGET = 2**28
 # Beyond these the products run no faster.
@@ -145,21 +147,37 @@ def placed_sweep(
 
     by_rows, whole = PartitionSpec(axes), PartitionSpec()
 
-    def spec(model: HeadInputs) -> HeadInputs:
-        return replace(model, hidden=by_rows, matrix=whole, bias=None if model.bias is None else whole)
+    def spec(model: HeadInputs, matrix: PartitionSpec = whole) -> HeadInputs:
+        return replace(model, hidden=by_rows, matrix=matrix, bias=None if model.bias is None else whole)
 
+    width = PartitionSpec(*(SCATTERED if _scatters(student, axes) == axis else None for axis in (0, 1)))
     return jax.shard_map(
         local,
         in_specs=(spec(student), spec(teacher), by_rows, by_rows),
-        out_specs=(whole, by_rows, spec(student) if with_gradient else None),
+        out_specs=(whole, by_rows, spec(student, width) if with_gradient else None),
         axis_names=set(axes),
         check_vma=False,
     )(student, teacher, per_token, mask)
 
 
+def _scatters(student: HeadInputs, axes: tuple[str, ...]) -> int | None:
+    """The axis of the head, its width, over which the sum of its gradient is left scattered; None if it is not."""
+    axis = 1 if student.vocab_first else 0
+    devices = jax.sharding.get_abstract_mesh().shape[SCATTERED] if SCATTERED in axes else 1
+    return axis if devices > 1 and student.matrix.shape[axis] % devices == 0 else None
+
+
 def _collected(gradient: StudentGradient, student: HeadInputs, axes: tuple[str, ...]) -> HeadInputs:
     """The gradient in the form of what it belongs to, the head's summed over devices."""
     matrix, bias = gradient.matrix, gradient.bias
+    scattered = _scatters(student, axes)
+    if scattered is not None:
+        # Half of what a sum costs that every device gets whole.
+        matrix = jax.lax.psum_scatter(matrix, SCATTERED, scatter_dimension=scattered, tiled=True)
+        axes_left = tuple(axis for axis in axes if axis != SCATTERED)
+        matrix = jax.lax.psum(matrix, axes_left) if axes_left else matrix
+    elif axes:
+        matrix = jax.lax.psum(matrix, axes)
     if axes:
-        matrix, bias = jax.lax.psum((matrix, bias), axes)
+        bias = jax.lax.psum(bias, axes)
     return replace(student, hidden=gradient.hidden.reshape(student.hidden.shape), matrix=matrix, bias=bias)

@@ -12,6 +12,7 @@ from selecttkd_jax.distill import match_vocabulary
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.decoder import forward, head_logits, stored_head
 from selecttkd_jax.models.lora import LoraConfig, with_adapters
+from selecttkd_jax.sharding import gathered, padded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,20 @@ class Pair:
         student_hidden, teacher_hidden = self.hidden(student_params, teacher_params, *inputs)
         return function(
             student_hidden,
-            stored_head(self.student, student_params),
+            self._head(self.student, student_params),
             teacher_hidden,
-            stored_head(self.teacher, teacher_params),
+            self._head(self.teacher, teacher_params),
             batch.loss_mask,
             vocab_size=self.vocab_size,
             vocab_first=(self.student.tied_head, self.teacher.tied_head),
             **options,
         )
+
+    def _head(self, config: DecoderConfig, params: Params) -> Array:
+        """The head as stored; on a mesh gathered for use, and padded to a vocabulary that divides."""
+        letters = "VD" if config.tied_head else "DV"
+        matrix = gathered(stored_head(config, params), letters, jnp.dtype(self.dtype))
+        return padded_vocabulary(matrix, letters.index("V"))
 
     def logits(
         self, student_params: Params, teacher_params: Params, input_ids: Array, positions: Array, segment_ids: Array

@@ -1,6 +1,6 @@
 """Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
-from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, gathered
+from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, gathered, padded_vocabulary
 from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
 from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
@@ -19,6 +19,7 @@ __all__ = [
     "hosts_from_flags",
     "join_hosts",
     "make_mesh",
+    "padded_vocabulary",
     "parameter_shardings",
     "place_batch",
     "process_share",

@@ -8,6 +8,7 @@ from math import prod
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from selecttkd_jax.array_types import Array
@@ -47,20 +48,34 @@ def exchanged(hidden: Array) -> Array:
     return divided_by_rows(jax.lax.with_sharding_constraint(hidden, by_width))
 
 
-def gathered(weight: Array, letters: str) -> Array:
+def gathered(weight: Array, letters: str, dtype: jnp.dtype | None = None) -> Array:
     """A weight that is whole over `fsdp`: gathered where it is used, so that activations stay where they are.
 
     Left to itself the compiler may instead exchange activations, or gather a whole stack of layers before its loop. Its
     gradient is left free: summed and scattered in one go, to where the weight lies.
 
     Args:
-        weight: One layer's, or one that has no layers, in the dtype in which it is used.
+        weight: One layer's, or one that has no layers.
         letters: Its axis letters.
+        dtype: In which to gather; bfloat16 is half the bytes. Where nothing is gathered, the weight stays as it is.
     """
     if automatic_axes().get("fsdp", 1) == 1 or "D" not in letters:
         return weight
     free = PartitionSpec.UNCONSTRAINED
-    return cast(Array, _lying(PartitionSpec(*(None if axis == "D" else free for axis in letters)), weight))
+    spec = PartitionSpec(*(None if axis == "D" else free for axis in letters))
+    return cast(Array, _lying(spec, weight if dtype is None else weight.astype(dtype)))
+
+
+def padded_vocabulary(head: Array, axis: int) -> Array:
+    """A head whose vocabulary divides over `tensor`, with columns of zeros behind the real ones where it did not."""
+    devices = automatic_axes().get("tensor", 1)
+    missing = -head.shape[axis] % devices
+    if not missing:
+        return head
+    head = jnp.pad(head, [(0, missing if place == axis else 0) for place in range(head.ndim)])
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(*("tensor" if place == axis else free for place in range(head.ndim)))
+    return jax.lax.with_sharding_constraint(head, spec)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
