@@ -16,7 +16,7 @@ from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.int8 import dequantized
 from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
 from selecttkd_jax.models.rotary import rotary_tables
-from selecttkd_jax.sharding import divided_by_rows, exchanged, gathered
+from selecttkd_jax.sharding import divided_by_rows, exchanged
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -137,7 +137,7 @@ def stored_head(config: DecoderConfig, params: Params) -> Array:
 
 def head_logits(config: DecoderConfig, params: Params, hidden: HiddenStates) -> Float[Array, "B T V"]:
     """Logits of hidden states: operands in hidden's dtype, sums and result in float32."""
-    matrix = gathered(head(config, params).astype(hidden.dtype), "DV")
+    matrix = head(config, params).astype(hidden.dtype)
     return jnp.einsum("BTD,DV->BTV", hidden, matrix, preferred_element_type=jnp.float32)
 
 

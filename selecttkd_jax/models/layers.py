@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 from selecttkd_jax.array_types import Params
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.rotary import rotate
-from selecttkd_jax.sharding import gathered
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
@@ -102,7 +101,6 @@ class Projection(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.letters = inputs + outputs
         self.in_shape = tuple(sizes[axis] for axis in inputs)
         self.out_shape = tuple(sizes[axis] for axis in outputs)
         draw = nnx.initializers.normal(init_scale)
@@ -112,9 +110,7 @@ class Projection(nnx.Module):
     def __call__(self, x: Float[Array, "B T *inputs"]) -> Float[Array, "B T *outputs"]:
         """Applies the map in x's dtype."""
         batch, length = x.shape[:2]
-        # Converted before it is gathered over a mesh: half the bytes where x is bfloat16.
-        kernel = gathered(self.kernel[...].astype(x.dtype), self.letters)
-        kernel = kernel.reshape(prod(self.in_shape), prod(self.out_shape))
+        kernel = self.kernel[...].astype(x.dtype).reshape(prod(self.in_shape), prod(self.out_shape))
         x = x.reshape(batch, length, -1)
         y = linear(x, kernel)
         y = checkpoint_name(y, KEPT) if self.adapter is None else adapted(y, x, kernel, self.adapter)

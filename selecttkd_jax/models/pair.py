@@ -12,7 +12,7 @@ from selecttkd_jax.distill import match_vocabulary
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.decoder import forward, head_logits, stored_head
 from selecttkd_jax.models.lora import LoraConfig, with_adapters
-from selecttkd_jax.sharding import gathered, padded_vocabulary
+from selecttkd_jax.sharding import automatic_axes, padded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ class Pair:
         )
 
     def _head(self, config: DecoderConfig, params: Params) -> Array:
-        """The head as stored; on a mesh gathered for use, and padded to a vocabulary that divides."""
-        letters = "VD" if config.tied_head else "DV"
-        matrix = gathered(stored_head(config, params), letters, jnp.dtype(self.dtype))
-        return padded_vocabulary(matrix, letters.index("V"))
+        """The head as stored; on a mesh in `dtype`, in which it is gathered, its vocabulary padded to one that divides."""
+        matrix = stored_head(config, params)
+        if automatic_axes().get("fsdp", 1) > 1:
+            matrix = matrix.astype(jnp.dtype(self.dtype))
+        return padded_vocabulary(matrix, 0 if config.tied_head else 1)
 
     def logits(
         self, student_params: Params, teacher_params: Params, input_ids: Array, positions: Array, segment_ids: Array

@@ -1,6 +1,6 @@
 """Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
-from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, gathered, padded_vocabulary
+from selecttkd_jax.sharding.constraints import automatic_axes, divided_by_rows, exchanged, padded_vocabulary
 from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
 from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
@@ -12,10 +12,10 @@ __all__ = [
     "MeshConfig",
     "Rules",
     "array_from_slices",
+    "automatic_axes",
     "check_rows",
     "divided_by_rows",
     "exchanged",
-    "gathered",
     "hosts_from_flags",
     "join_hosts",
     "make_mesh",

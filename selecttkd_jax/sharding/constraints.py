@@ -1,11 +1,11 @@
 """Where values lie inside a compiled program. Off a mesh (`jax.set_mesh`) each of these does nothing.
 
-What the parameters' shardings leave open, the compiler decides; these are the places where it decides badly.
+What the shardings of parameters and batches leave open, the compiler decides. By itself it gathers a layer's weights
+where they are used, forward and backward, and scatters the sum of their gradients; these are the places where it does
+worse.
 """
 
-from functools import partial
 from math import prod
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -48,24 +48,6 @@ def exchanged(hidden: Array) -> Array:
     return divided_by_rows(jax.lax.with_sharding_constraint(hidden, by_width))
 
 
-def gathered(weight: Array, letters: str, dtype: jnp.dtype | None = None) -> Array:
-    """A weight that is whole over `fsdp`: gathered where it is used, so that activations stay where they are.
-
-    Left to itself the compiler may instead exchange activations, or gather a whole stack of layers before its loop. Its
-    gradient is left free: summed and scattered in one go, to where the weight lies.
-
-    Args:
-        weight: One layer's, or one that has no layers.
-        letters: Its axis letters.
-        dtype: In which to gather; bfloat16 is half the bytes. Where nothing is gathered, the weight stays as it is.
-    """
-    if automatic_axes().get("fsdp", 1) == 1 or "D" not in letters:
-        return weight
-    free = PartitionSpec.UNCONSTRAINED
-    spec = PartitionSpec(*(None if axis == "D" else free for axis in letters))
-    return cast(Array, _lying(spec, weight if dtype is None else weight.astype(dtype)))
-
-
 def padded_vocabulary(head: Array, axis: int) -> Array:
     """A head whose vocabulary divides over `tensor`, with columns of zeros behind the real ones where it did not."""
     devices = automatic_axes().get("tensor", 1)
@@ -76,23 +58,6 @@ def padded_vocabulary(head: Array, axis: int) -> Array:
     free = PartitionSpec.UNCONSTRAINED
     spec = PartitionSpec(*("tensor" if place == axis else free for place in range(head.ndim)))
     return jax.lax.with_sharding_constraint(head, spec)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _lying(spec: PartitionSpec, x: Array) -> Array:
-    return jax.lax.with_sharding_constraint(x, spec)
-
-
-def _lying_forward(spec: PartitionSpec, x: Array) -> tuple[Array, None]:
-    return jax.lax.with_sharding_constraint(x, spec), None
-
-
-def _lying_backward(spec: PartitionSpec, _: None, gradient: Array) -> tuple[Array]:
-    del spec
-    return (gradient,)
-
-
-_lying.defvjp(_lying_forward, _lying_backward)
 
 
 def automatic_axes() -> dict[str, int]:
