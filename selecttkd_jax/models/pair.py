@@ -84,7 +84,7 @@ class Pair:
         )
 
     def _head(self, config: DecoderConfig, params: Params) -> Array:
-        """The head as stored; on a mesh in `dtype`, in which it is gathered, its vocabulary padded to one that divides."""
+        """The head as stored; on a mesh in `dtype`, in which it is gathered, padded to a V that divides."""
         matrix = stored_head(config, params)
         if automatic_axes().get("fsdp", 1) > 1:
             matrix = matrix.astype(jnp.dtype(self.dtype))
