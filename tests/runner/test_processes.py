@@ -1,0 +1,178 @@
+"""Two real processes, four devices each, through the command line: the numbers of one process, and what becomes of one
+that is left alone."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from runner.tiny_run import with_output
+from safetensors.numpy import load_file
+
+from selecttkd_jax import models, runner
+from selecttkd_jax.config import save_config
+from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.sharding import MeshConfig
+
+pytestmark = pytest.mark.usefixtures("lenient_promotion")
+
+# Runs the command; notes how many numbers of weights it read; falls silent before some batch, like a host that hangs.
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from selecttkd_jax import runner
+from selecttkd_jax.cli import main
+from selecttkd_jax.models import weights
+
+silent_at, report, *words = sys.argv[1:]
+read, placed = 0, 0
+tensor, place_batch = weights._tensor, runner.place_batch
+
+def counting(path, name, part):
+    global read
+    found = tensor(path, name, part)
+    read += found.size
+    return found
+
+def placing(mesh, batch, rows):
+    global placed
+    placed += 1
+    if placed == int(silent_at):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return place_batch(mesh, batch, rows)
+
+weights._tensor, runner.place_batch = counting, placing
+code = main(words)
+Path(report).write_text(str(read))
+sys.exit(code)
+"""
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module")
+def sixteen(config):
+    """The tiny run with rows for eight devices. Its vocabulary and its one key head divide over nothing."""
+    return replace(
+        config,
+        data=replace(config.data, batch_size=16, held_out_rows=5),
+        training=replace(config.training, keep_checkpoints=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(sixteen, tmp_path_factory):
+    """One process, one device."""
+    with jax.numpy_dtype_promotion("standard"):
+        return runner.train(with_output(sixteen, tmp_path_factory.mktemp("alone") / "run"))
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start_both(directory, config, words=((), ()), silent_at=(0, 0)):
+    """Starts `selecttkd train` twice, as a user would on two hosts."""
+    directory.mkdir(exist_ok=True)
+    save_config(config, directory / "config.toml")
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    address = f"localhost:{free_port()}"
+    started = []
+    for index in (0, 1):
+        hosts = ["--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
+        worker = [sys.executable, "-c", WORKER, str(silent_at[index]), str(directory / f"read_{index}")]
+        command = [*worker, "train", str(directory / "config.toml"), *hosts, *words[index]]
+        with (directory / f"log_{index}").open("w") as log:
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    return started
+
+
+def assert_same_rows(rows, expected):
+    """Every loss and every held-out number, to the rounding of another order of additions."""
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        numbers = {name: value for name, value in other.items() if name not in ("step_seconds", "tokens_per_second")}
+        assert {name: row[name] for name in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-7), row["step"]
+
+
+def test_two_processes_continue_what_one_began(sixteen, alone, tmp_path):
+    """From the third step's checkpoint of one device to eight devices of two processes, to the same end."""
+    run = tmp_path / "run"
+    shutil.copytree(alone.directory, run)
+    for name in ("checkpoints/step_6", "checkpoints/step_8", "student", "plots"):
+        shutil.rmtree(run / name)
+    mesh = MeshConfig(fsdp=4, tensor=2)
+    both = start_both(tmp_path / "start", replace(with_output(sixteen, run), mesh=mesh))
+    codes = [process.wait(TIMEOUT) for process in both]
+    logs = [(tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1)]
+    assert codes == [0, 0], "\n".join(logs)
+    assert "resuming from step 3" in logs[0] and "V = " in logs[0] and "held-out KL" in logs[0]
+    assert "step" not in logs[1] and "held-out" not in logs[1]  # the second process says nothing
+
+    expected = read_metrics(alone.metrics)
+    assert_same_rows(read_metrics(run / "metrics.jsonl"), expected)
+    exported, student = load_file(run / "student" / "model.safetensors"), load_file(alone.student / "model.safetensors")
+    assert exported.keys() == student.keys()
+    for name, tensor in student.items():
+        np.testing.assert_allclose(exported[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_3", "step_6", "step_8"]
+    assert len(list((run / "tensorboard").iterdir())) == 2  # of the first process's two starts
+
+    # Each process has half of what is divided over fsdp; norms and biases are whole everywhere.
+    total = sum(
+        models.count_params(models.read_config(name)[0]) for name in (sixteen.models.teacher, sixteen.models.student)
+    )
+    for index in (0, 1):
+        assert 0.5 * total <= int((tmp_path / "start" / f"read_{index}").read_text()) < 0.55 * total
+
+
+def test_a_host_that_falls_silent_stops_the_other_and_one_process_takes_over(sixteen, alone, tmp_path):
+    run = tmp_path / "run"
+    config = replace(with_output(sixteen, run), mesh=MeshConfig(data=2, fsdp=4, host_timeout=5))
+    # Three held-out batches before the first step and after the fourth, one a step: before the seventh step.
+    first, second = start_both(tmp_path / "start", config, silent_at=(0, 2 + 7))
+    try:
+        began = time.monotonic()
+        while not _is_stopped(second.pid):
+            assert first.poll() is None and time.monotonic() < began + TIMEOUT, (tmp_path / "start/log_0").read_text()
+            time.sleep(0.1)
+        stopped = time.monotonic()
+        assert first.wait(TIMEOUT) != 0
+        # Twice the timeout: the coordinator has to miss the silent one, then tell the other.
+        assert time.monotonic() - stopped < 2 * 5 + 10
+    finally:
+        for process in (first, second):
+            process.send_signal(signal.SIGKILL)
+            process.wait(TIMEOUT)
+    assert "another task died" in (tmp_path / "start" / "log_0").read_text()
+
+    finished = runner.train(replace(config, mesh=MeshConfig(fsdp=2, tensor=2, data=2)))
+    assert_same_rows(read_metrics(finished.metrics), read_metrics(alone.metrics))
+
+
+def _is_stopped(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] == "T"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_mistake_on_one_host_is_said_there_and_stops_the_other(sixteen, tmp_path):
+    config = replace(with_output(sixteen, tmp_path / "run"), mesh=MeshConfig(fsdp=-1, host_timeout=5))
+    both = start_both(tmp_path / "start", config, words=((), ("--data.train", "nowhere.jsonl")))
+    began = time.monotonic()
+    codes = [process.wait(TIMEOUT) for process in reversed(both)]
+    assert codes[0] == 2 and codes[1] != 0
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert "selecttkd: error: " in (tmp_path / "start" / "log_1").read_text()
+    assert not (tmp_path / "run").exists()
