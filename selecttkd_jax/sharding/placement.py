@@ -54,9 +54,13 @@ def process_share(mesh: Mesh, rows: int) -> tuple[int, int]:
     rows do not follow on each other, it needs the whole batch: (0, 1).
     """
     spans = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((rows,)).values()
-    bounds = {index[0].indices(rows)[:2] for index in spans if index is not None}
-    first, last = min(start for start, _ in bounds), max(stop for _, stop in bounds)
-    held = sum(stop - start for start, stop in bounds)
+    return _share({index[0].indices(rows)[:2] for index in spans if index is not None}, rows)
+
+
+def _share(spans: set[tuple[int, int]], rows: int) -> tuple[int, int]:
+    """The part that `spans` (first row, row behind the last) make up together, or (0, 1)."""
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    held = sum(stop - start for start, stop in spans)
     if held != last - first or rows % held or first % held:
         return 0, 1
     return first // held, rows // held

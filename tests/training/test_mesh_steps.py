@@ -24,7 +24,17 @@ TEACHER = models.DecoderConfig(
     qkv_bias=True,
     init_scale=0.4,
 )
-STUDENT = replace(TEACHER, hidden_size=16, mlp_size=24, num_layers=2, num_kv_heads=2, tied_head=True, qk_norm=True)
+# Over four devices neither the student's key heads nor its vocabulary divide: those stay whole, and the head is padded.
+STUDENT = replace(
+    TEACHER,
+    vocab_size=46,
+    hidden_size=16,
+    mlp_size=24,
+    num_layers=2,
+    num_kv_heads=2,
+    tied_head=True,
+    qk_norm=True,
+)
 OBJECTIVE = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.spec_k, k=2), floor=0.1)
 STEPS, ROWS, LENGTH = 10, 16, 11
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=5e-3, weight_decay=0.1), STEPS)
