@@ -35,6 +35,7 @@ def _tpu_topology(target: Target) -> topologies.TopologyDescription:
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", f"{target.model}-8"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # no TPU is touched, so several plans may run at once
         ("TPU_MIN_LOG_LEVEL", "3"),
         ("TPU_STDERR_LOG_LEVEL", "3"),
     ):

@@ -156,7 +156,9 @@ def test_accelerators_get_the_same_step(fsdp, config, module, target):
     pytest.importorskip(module)
     step, costs = compiled(config, target)
     assert step.memory.teacher == fsdp[0].memory.teacher
-    assert costs.flops.total() == pytest.approx(fsdp[1].flops.total(), rel=0.02)
+    # A TPU looks up so small an embedding by a product with one-hot rows, in both models.
+    one_hot = 2 * 64 * TEACHER.vocab_size * (TEACHER.hidden_size + STUDENT.hidden_size) if module == "libtpu" else 0
+    assert costs.flops.total() == pytest.approx(fsdp[1].flops.total() + one_hot, rel=0.001)
     assert costs.step_seconds is not None and 0 < costs.step_seconds < 1
 
 
