@@ -26,7 +26,7 @@ def print_step(console: Console, config: RunConfig, target: Target, step: Compil
         f"batch {config.data.batch_size} x {config.data.max_length} tokens {pieces}, "
         f"{config.models.compute_dtype}, remat {'on' if config.models.remat else 'off'}, "
         f"{config.objective.verifier}",
-        f"compiled in {step.seconds:.0f} s by JAX {jax.__version__}",
+        f"compiled in {step.cpu_seconds:.0f} s of processor time by JAX {jax.__version__}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
     console.print()

@@ -65,7 +65,7 @@ def test_batches_grow_by_a_row_for_each_device_and_micro_batch(config, monkeypat
         assert pair.remat == config.models.remat
         asked.append(config.data.batch_size)
         working = config.data.batch_size * (40 if config.models.remat else 100)
-        return CompiledStep({}, Program({}, ""), Memory(1000, 0, 0, 0, working, 0), 0.0)
+        return CompiledStep({}, Program({}, ""), Memory(1000, 0, 0, 0, working, 0), 0.0, 0.0)
 
     monkeypatch.setattr(searching, "compile_step", compile_step)
     monkeypatch.setattr(searching, "estimate", lambda config, target, step: config.data.batch_size)
