@@ -6,20 +6,17 @@ from typing import Annotated
 
 import jax
 import tyro
-from rich.console import Console
 
 from selecttkd_jax import models
 from selecttkd_jax.config import RunConfig
 from selecttkd_jax.planning.estimate import estimate
 from selecttkd_jax.planning.machines import target_devices
 from selecttkd_jax.planning.program import TooLargeError, compile_step
-from selecttkd_jax.planning.report import print_largest, print_step
+from selecttkd_jax.planning.report import largest_report, setting_report, step_report
 from selecttkd_jax.planning.search import largest_batches
 from selecttkd_jax.planning.targets import parse_target
 
 logger = logging.getLogger(__name__)
-
-WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,15 @@ def plan(config: RunConfig, options: PlanOptions) -> bool:
     # An accelerator that is here would only be waited for.
     jax.config.update("jax_platforms", "cpu")
     devices = target_devices(target)
-    # Tables are for files, too: they do not depend on the terminal.
-    console = Console(width=WIDTH)
     logger.info("compiling for %s: batch %d", target.name, config.data.batch_size)
-    step = None
     try:
         step = compile_step(config, pair, devices)
-        print_step(console, config, target, step, estimate(config, target, step))
+        report = step_report(target, step, estimate(config, target, step))
     except TooLargeError as error:
-        console.print(f"The configured step does not fit: {error}", soft_wrap=True, highlight=False)
+        step, report = None, f"\nThe configured step does not fit: {error}\n"
+    print(setting_report(config, target) + report, end="", flush=True)
     if options.search:
-        print_largest(console, config, target, largest_batches(config, pair, target, devices, step))
+        print(largest_report(config, target, largest_batches(config, pair, target, devices, step)), end="")
     return step is not None and step.memory.peak <= target.device.usable_memory
 
 

@@ -1,4 +1,6 @@
-"""A plan as text: Markdown tables that read well in a terminal, too."""
+"""A plan as text: Markdown that reads well in a terminal, too."""
+
+import io
 
 import jax
 from rich import box
@@ -15,52 +17,54 @@ from selecttkd_jax.planning.targets import GIB, Target
 GPU_DEFAULT_SHARE = 0.75
 
 
-def print_step(console: Console, config: RunConfig, target: Target, step: CompiledStep, costs: Estimate) -> None:
-    """Prints what the configured step needs and how long it takes at least."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
+def setting_report(config: RunConfig, target: Target) -> str:
+    """What is planned."""
     parts = config.training.micro_batches
     pieces = "at once" if parts == 1 else f"in {parts} micro-batches"
-    for line in (
-        f"{config.models.teacher} -> {config.models.student}",
-        f"{target.count} x {target.model} ({target.name}), mesh {mesh}",
-        f"batch {config.data.batch_size} x {config.data.max_length} tokens {pieces}, "
-        f"{config.models.compute_dtype}, remat {'on' if config.models.remat else 'off'}, "
-        f"{config.objective.verifier}",
-        f"compiled in {step.cpu_seconds:.0f} s of processor time by JAX {jax.__version__}",
-    ):
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print()
-    console.print(_memory_table(target, step))
-    console.print(_traffic_table(costs))
-    console.print(_time_table(target, costs))
+    trained = "all weights" if config.lora is None else f"LoRA of rank {config.lora.rank}"
+    return _lines(
+        f"- {config.models.teacher} ({config.models.teacher_dtype}) -> {config.models.student} ({trained})",
+        f"- {target.count} x {target.model} ({target.name})",
+        f"- batch {config.data.batch_size} x {config.data.max_length} tokens {pieces}, {config.models.compute_dtype}, "
+        f"remat {_on_or_off(config.models.remat)}, {config.objective.verifier}",
+    )
+
+
+def step_report(target: Target, step: CompiledStep, costs: Estimate) -> str:
+    """What the configured step needs and how long it takes at least."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in step.mesh.items())
+    text = _lines(f"- mesh {mesh}; compiled in {step.cpu_seconds:.0f} s of processor time by JAX {jax.__version__}", "")
+    for table in (_memory_table(target, step), _traffic_table(costs), _time_table(target, costs)):
+        text += _lines(_as_text(table), "")
     if costs.seconds:
-        console.print(f"Rates: {target.device.source}.", soft_wrap=True, highlight=False)
+        text += _lines(f"Rates: {target.device.source}.")
     if target.device.platform == "gpu" and step.memory.peak > GPU_DEFAULT_SHARE * target.device.memory:
-        console.print(
+        text += _lines(
             f"JAX takes {GPU_DEFAULT_SHARE:.0%} of a GPU's memory unless told otherwise: "
-            "set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9.",
-            soft_wrap=True,
-            highlight=False,
+            f"set XLA_PYTHON_CLIENT_MEM_FRACTION={1 - target.device.reserve:g}."
         )
+    return text
 
 
-def print_largest(console: Console, config: RunConfig, target: Target, largest: list[Largest]) -> None:
-    """Prints the largest batches that fit."""
-    table = _table("largest batch that fits", "remat", "rows a device and micro-batch", "GiB", "tokens/s at most")
+def largest_report(config: RunConfig, target: Target, largest: list[Largest]) -> str:
+    """The largest batches that fit."""
+    columns = ("remat", "rows a device and micro-batch", "peak GiB", "seconds at least", "tokens/s at most")
+    table = _table("largest batch that fits", *columns)
     for found in largest:
         if found.costs is None:
-            table.add_row("on" if found.remat else "off", "none fits", "", "", "")
+            table.add_row("none fits", _on_or_off(found.remat), "", "", "", "")
             continue
         rows = found.batch_size / config.training.micro_batches / target.count
-        rate = found.costs.tokens_per_second
+        seconds, rate = found.costs.step_seconds, found.costs.tokens_per_second
         table.add_row(
-            f"{found.batch_size}",
-            "on" if found.remat else "off",
+            f"{found.batch_size:,}",
+            _on_or_off(found.remat),
             f"{rows:g}",
             f"{found.peak / GIB:.2f}",
+            "" if seconds is None else f"{seconds:.4f}",
             "" if rate is None else f"{rate:,.0f}",
         )
-    console.print(table)
+    return _lines("", _as_text(table))
 
 
 def _memory_table(target: Target, step: CompiledStep) -> Table:
@@ -76,9 +80,8 @@ def _memory_table(target: Target, step: CompiledStep) -> Table:
     ):
         if size >= 0.005 * GIB:
             table.add_row(name, f"{size / GIB:.2f}")
-    table.add_row(
-        f"peak ({memory.peak / device.memory:.0%} of {device.memory / GIB:.2f} GiB)", f"{memory.peak / GIB:.2f}"
-    )
+    share = f"{memory.peak / device.memory:.0%} of {device.memory / GIB:.2f} GiB"
+    table.add_row(f"peak ({share})", f"{memory.peak / GIB:.2f}")
     return table
 
 
@@ -113,3 +116,18 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="right")
     return table
+
+
+def _as_text(table: Table) -> str:
+    """The table as plain text, of the same width wherever it is printed."""
+    file = io.StringIO()
+    Console(file=file, width=120).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines() if line.strip())
+
+
+def _lines(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _on_or_off(value: bool) -> str:
+    return "on" if value else "off"

@@ -146,8 +146,9 @@ def test_what_does_not_fit_is_said_and_gives_another_exit_code(config_file, caps
 )
 def test_mistakes_are_answered_in_one_line(config_file, capsys, words, said):
     assert main(["plan", config_file, *words, "--no-search"]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert len(lines) == 1 and said in lines[0]
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if "error" in line]
+    assert len(lines) == 1 and said in lines[0] and not out
 
 
 @pytest.mark.parametrize(("module", "target"), [("libtpu", "tpu:v5e:2x4"), ("jax_cuda12_plugin", "gpu:a100-80gb:8")])
