@@ -1,6 +1,6 @@
 """Plans every recipe for the machines that its head names, and writes each plan to plans/.
 
-Command:  python experiments/configs/plan_all.py [RECIPE ...]      (pip install 'selecttkd-jax[tpu-plan,gpu-plan]')
+Command:  python experiments/configs/plan_all.py [RECIPE ...] [--search]   (pip install 'selecttkd-jax[tpu-plan,gpu-plan]')
 Runs on:  two CPU cores; one to three minutes a plan, and several times that with --search.
 Result:   plans/RECIPE.TARGET.md
 
@@ -25,12 +25,14 @@ def main() -> None:
     """Plans and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", help="names without .toml; left out: all")
+    parser.add_argument("--target", default="", help="only targets that begin so")
     parser.add_argument("--search", action="store_true", help="search the largest batch that fits, too")
     arguments = parser.parse_args()
     for path in sorted(HERE.glob("*.toml")):
         if arguments.recipes and path.stem not in arguments.recipes:
             continue
-        for target in re.findall(r"--target (\S+)", path.read_text()):
+        targets = re.findall(r"--target (\S+)", path.read_text())
+        for target in (target for target in targets if target.startswith(arguments.target)):
             output = HERE / "plans" / f"{path.stem}.{target.replace(':', '-')}.md"
             print(output.relative_to(HERE), flush=True)
             unfinished = output.with_suffix(".unfinished")
