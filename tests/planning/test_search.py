@@ -33,6 +33,14 @@ def test_a_straight_line_is_found_in_a_few_compilations(start, limit):
     assert compiled <= MOST_COMPILATIONS - 2
 
 
+@pytest.mark.parametrize("bend", [0.9, 1.0, 1.1])
+def test_lines_that_bend_a_little_are_found_to_the_row(bend):
+    for largest in range(1, 60):
+        for start in (1, 2, 10, 70):
+            found, _ = searched(lambda n: 90 + round(50 * n**bend), 90 + round(50 * largest**bend), start)
+            assert found == largest
+
+
 @pytest.mark.parametrize("start", [1, 3, 40])
 def test_a_compiler_that_gives_up_bounds_the_search(start):
     found, compiled = searched(lambda n: 90 + 5 * n, 192, start, too_large=19)
