@@ -266,7 +266,12 @@ MUTANTS = [
     Mutant(
         "distill/fused_head.py", "(slope * leaf.astype(slope.dtype))", "leaf", "fused gradient ignores its cotangent"
     ),
-    Mutant("distill/sweep.py", "chunks(whole, count,", "chunks(count, count,", "the last, smaller chunks forgotten"),
+    Mutant(
+        "distill/sweep.py",
+        'chunks("rest", whole, count,',
+        'chunks("rest", count, count,',
+        "the last, smaller chunks forgotten",
+    ),
     Mutant(
         "distill/sweep.py",
         "order = jnp.where(jnp.arange(slots) < count, order, order[0])",
@@ -283,8 +288,8 @@ MUTANTS = [
     Mutant("distill/head_products.py", "if ragged else total", "if False else total", "the last columns forgotten"),
     Mutant(
         "distill/placed_sweep.py",
-        "matrix, bias = jax.lax.psum((matrix, bias), axes)",
-        "pass",
+        "        matrix = jax.lax.psum(matrix, axes)\n    if axes:\n",
+        "        pass\n    if axes:\n",
         "the head's gradient not summed over devices",
     ),
     Mutant("distill/placed_sweep.py", "total = jax.lax.psum(total, axes)", "pass", "the loss not summed over devices"),
