@@ -23,7 +23,7 @@ from selecttkd_jax.array_types import Array, Head, HiddenStates, PerSequence, Pe
 from selecttkd_jax.checks import InputError, check_floating, check_rank, check_same_shape
 from selecttkd_jax.distill.head_products import HeadInputs
 from selecttkd_jax.distill.objective import Objective
-from selecttkd_jax.distill.placed_sweep import Placement, choose_placement, placed_sweep
+from selecttkd_jax.distill.placed_sweep import Placement, choose_placement, cut_to_equal_widths, placed_sweep
 from selecttkd_jax.distill.sums import LossSums, TokenTerms, as_mask, reduce_terms, token_coefficients
 from selecttkd_jax.distill.vocabulary import match_vocabulary
 
@@ -74,7 +74,7 @@ def fused_head(
       vocab_first: Whether the student's and the teacher's head are given as [V, D]: tied embedding tables, which then
         need no transposed copy. The gradient has the layout of the head.
       chunk_size: Positions whose logits exist at once, or "auto": as many as `memory_budget` holds.
-      memory_budget: Bytes for the logits and their gradient under "auto". None: 1 GiB, and 256 MiB on a CPU.
+      memory_budget: Bytes for the logits and their gradient under "auto". None: 1 GiB, and 320 MiB on a CPU.
       skip_rejected: Whether rejected positions stay out of the two gradient products: for `floor=0`, where they have no
         gradient. Saves up to half of the sweep when few are accepted.
 
@@ -104,6 +104,7 @@ def fused_head(
     teacher = jax.lax.stop_gradient(HeadInputs(teacher_hidden, teacher_head, teacher_bias, vocab_first[1]))
     mask = as_mask(mask)
     vocab_size = check_inputs(student, teacher, mask, vocab_size)
+    student, teacher = cut_to_equal_widths(student, teacher)
     if alpha is not None:
         check_rank("alpha", alpha, 1)
         alpha = jnp.broadcast_to(alpha[:, None, None], (*mask.shape, 1))
@@ -171,6 +172,7 @@ def map_logits(
     teacher = HeadInputs(teacher_hidden, teacher_head, teacher_bias, vocab_first[1])
     mask = as_mask(mask)
     vocab_size = check_inputs(student, teacher, mask, vocab_size)
+    student, teacher = cut_to_equal_widths(student, teacher)
     for name, values in per_token.items():
         if jnp.shape(values)[:2] != mask.shape:
             raise InputError(f"{name} must have the shape of the mask, {mask.shape}, got {jnp.shape(values)}")

@@ -24,7 +24,7 @@ VOCABULARY_AXIS = "tensor"
 SCATTERED = "fsdp"
 """The mesh axis over which weights are divided by width, and so is the sum of the head's gradient."""
 MEMORY_BUDGET = 2**30
-CPU_MEMORY_BUDGET = 2**28
+CPU_MEMORY_BUDGET = 5 * 2**26  # 320 MiB: the largest chunk still fits a vocabulary of 152k
 # Beyond these the products run no faster.
 LARGEST_CHUNK = 1024
 LARGEST_CPU_CHUNK = 256
@@ -64,12 +64,7 @@ def choose_placement(
     Raises:
       InputError: The batch cannot be divided over the mesh, or an option is out of range.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    automatic = {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    }
+    automatic = _automatic_axes()
     batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
     devices = prod(automatic[name] for name in batch_axes)
     rows, length = student.hidden.shape[:2]
@@ -105,6 +100,37 @@ def choose_placement(
         logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if divided else None,
     )
     return Placement(options, batch_axes)
+
+
+def cut_to_equal_widths(student: HeadInputs, teacher: HeadInputs) -> tuple[HeadInputs, HeadInputs]:
+    """Where a mesh divides the vocabulary, both heads at the narrower width; as they are elsewhere.
+
+    Two widths are divided at different columns. Cut here, columns move between devices once a step; left to the loop,
+    logits would move in every chunk.
+    """
+    shards = _automatic_axes().get(VOCABULARY_AXIS, 1)
+    width = min(student.vocab_size, teacher.vocab_size)
+    if shards == 1 or width % shards or student.vocab_size == teacher.vocab_size:
+        return student, teacher
+    return _cut(student, width), _cut(teacher, width)
+
+
+def _cut(model: HeadInputs, width: int) -> HeadInputs:
+    axis = 0 if model.vocab_first else 1
+    matrix = jax.lax.slice_in_dim(model.matrix, 0, width, axis=axis)
+    spec = PartitionSpec(*(VOCABULARY_AXIS if place == axis else PartitionSpec.UNCONSTRAINED for place in (0, 1)))
+    matrix = jax.lax.with_sharding_constraint(matrix, spec)
+    return replace(model, matrix=matrix, bias=None if model.bias is None else model.bias[:width])
+
+
+def _automatic_axes() -> dict[str, int]:
+    """The axes of the current mesh over which the compiler divides, and their sizes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto and mesh.shape[name] > 1
+    }
 
 
 def placed_sweep(

@@ -103,3 +103,31 @@ def test_a_batch_that_does_not_divide_is_refused(batch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="a batch of 6 rows does not divide over the 8 devices"):
         loss(*(a[:6] if a.shape[0] == B else a for a in map(jnp.asarray, batch)))
+
+
+def test_heads_of_two_widths_move_columns_once_and_not_in_the_loop(batch):
+    """Divided over `tensor`, column v of one lies on another device than that of the other."""
+    student_hidden, student_head, teacher_hidden, teacher_head, mask, uniforms = batch
+    wider = np.concatenate([teacher_head, np.ones((DT, 64), np.float32)], axis=1)
+
+    def loss(student_hidden, student_head, *rest):
+        sums = distill.fused_head(OBJECTIVE, student_hidden, student_head, *rest, vocab_size=V - 5, chunk_size=2)
+        return sums.loss / sums.count
+
+    arrays = (student_hidden, student_head, teacher_hidden, wider, mask, uniforms)
+    function = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    expected, expected_gradient = function(*arrays)
+    mesh = jax.make_mesh(MESHES["all"], ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    rows, head = PartitionSpec(("data", "fsdp")), PartitionSpec(None, "tensor")
+    with jax.set_mesh(mesh):
+        specs = (rows, head, rows, head, rows, rows)
+        placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
+        compiled = function.lower(*placed).compile()
+        found, gradient = compiled(*placed)
+    inside = collectives(bodies_of_loops(compiled.as_text()))
+    # What a divided vocabulary exchanges in a chunk of 2: numbers and hidden states of its positions.
+    assert max(size for _, size in inside) <= 2 * DT
+    assert not [kind for kind, _ in inside if kind == "collective-permute"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for one, other in zip(expected_gradient, gradient, strict=True):
+        np.testing.assert_allclose(np.asarray(other), np.asarray(one), rtol=0, atol=1e-5 * np.abs(one).max())
