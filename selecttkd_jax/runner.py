@@ -33,6 +33,7 @@ from selecttkd_jax.training import (
     TrainState,
     TrainStep,
     abstract_state,
+    compiled_ahead,
     init_state,
     learning_rate_schedule,
     make_optimizer,
@@ -125,7 +126,7 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     pair = replace(prepared.pair, lora=config.lora)
     held_out = make_held_out(mesh, config, pair, prepared.held_out_rows)
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
-    step = make_step(config, pair, optimizer, state_shardings(state.params, optimizer))
+    step = compiled_ahead(make_step(config, pair, optimizer, state_shardings(state.params, optimizer)))
 
     def evaluate(trained: Params, teacher_params: Params) -> dict[str, float]:
         return held_out(pair.student_params(trained, base), teacher_params)

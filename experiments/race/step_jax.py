@@ -60,7 +60,7 @@ def main():
     for name, state in states.items():
         objective = distill.Objective(losses.forward_kl, VERIFIERS[name], floor=0.01, normalizer="token")
         step = training.make_train_step(pair, objective, optimizer)
-        steps[name] = step.lower(state, teacher.params, batches[0]).compile()
+        steps[name] = training.compile_ahead(step, state, teacher.params, batches[0])
     temporary = steps[options.verifiers[0]].memory_analysis().temp_size_in_bytes
     versions = f"jax {jax.__version__}, flax {flax.__version__}"
     channel.ready(versions=versions, compiled_temp_mib=temporary / 2**20)

@@ -31,7 +31,7 @@ class LoopConfig:
     micro_batches: int = 1
     """Parts into which a batch is cut to save memory; the step is the same."""
     head_memory_mib: int | None = None
-    """MiB for the logits that exist at once. Left out: 256 on a CPU, 1024 elsewhere."""
+    """MiB for the logits that exist at once. Left out: 320 on a CPU, 1024 elsewhere."""
     eval_every: int = 50
     """Steps between held-out evaluations; there is one before the first step and one after the last, too."""
     save_every: int = 50
