@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
+from selecttkd_jax.compilation import compiled_ahead
 from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
 from selecttkd_jax.distill import log_shared_width
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
@@ -33,7 +34,6 @@ from selecttkd_jax.training import (
     TrainState,
     TrainStep,
     abstract_state,
-    compiled_ahead,
     init_state,
     learning_rate_schedule,
     make_optimizer,

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import tensors
 from channel import Channel, serve
 
-from selecttkd_jax import distill, losses, selection, training
+from selecttkd_jax import distill, losses, selection
+from selecttkd_jax.compilation import compile_ahead
 
 OBJECTIVE = distill.Objective(
     divergence=losses.reverse_kl,
@@ -41,7 +42,7 @@ def main():
         return
     chunk_size = "auto" if options.chunk_size is None else options.chunk_size
     function = partial(ours, chunk_size=chunk_size) if options.contender == "ours" else products
-    compiled = training.compile_ahead(jax.jit(function), **inputs)
+    compiled = compile_ahead(jax.jit(function), **inputs)
     memory = compiled.memory_analysis()
     channel.ready(**facts, compiled_temp_mib=memory.temp_size_in_bytes / 2**20)
 

@@ -18,6 +18,7 @@ import numpy as np
 from channel import Channel
 
 from selecttkd_jax import data, distill, losses, models, selection, training
+from selecttkd_jax.compilation import compile_ahead
 
 VERIFIERS = {
     "accept_all": selection.accept_all,
@@ -60,7 +61,7 @@ def main():
     for name, state in states.items():
         objective = distill.Objective(losses.forward_kl, VERIFIERS[name], floor=0.01, normalizer="token")
         step = training.make_train_step(pair, objective, optimizer)
-        steps[name] = training.compile_ahead(step, state, teacher.params, batches[0])
+        steps[name] = compile_ahead(step, state, teacher.params, batches[0])
     temporary = steps[options.verifiers[0]].memory_analysis().temp_size_in_bytes
     versions = f"jax {jax.__version__}, flax {flax.__version__}"
     channel.ready(versions=versions, compiled_temp_mib=temporary / 2**20)

@@ -1,7 +1,6 @@
 """Optimizer, state, step, checkpoints and loop."""
 
 from selecttkd_jax.training.checkpoint import Checkpoints
-from selecttkd_jax.training.compilation import compile_ahead, compiled_ahead
 from selecttkd_jax.training.loop import LoopConfig, run_loop
 from selecttkd_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from selecttkd_jax.training.state import TrainState, abstract_state, init_state, state_shardings, stream_key
@@ -15,8 +14,6 @@ __all__ = [
     "TrainState",
     "TrainStep",
     "abstract_state",
-    "compile_ahead",
-    "compiled_ahead",
     "init_state",
     "learning_rate_schedule",
     "make_optimizer",

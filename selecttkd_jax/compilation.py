@@ -1,14 +1,13 @@
-"""Compiling a step before it runs, so that its time and its memory are its own."""
+"""Compiling a program before it runs, so that its time and its memory are its own."""
 
 import ctypes
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-
-from selecttkd_jax.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +31,11 @@ def compile_ahead(function: Any, *arguments: Any, **options: Any) -> jax.stages.
     _give_back_freed_memory()
     stats = compiled.memory_analysis()
     temporary = "" if stats is None else f"; its temporary arrays take {stats.temp_size_in_bytes / 2**20:,.0f} MiB"
-    logger.info("compiled the step in %.0f s%s", time.perf_counter() - started, temporary)
+    logger.info("compiled in %.0f s%s", time.perf_counter() - started, temporary)
     return compiled
 
 
-def compiled_ahead(step: TrainStep) -> TrainStep:
+def compiled_ahead(step: Callable[..., Any]) -> Callable[..., Any]:
     """The step, compiled by `compile_ahead` when it is first called."""
     compiled = False
 
