@@ -11,6 +11,8 @@ def load_models(directory: Path):
     """(teacher, student) in float32 from `directory`/teacher and /student."""
     teacher = AutoModelForCausalLM.from_pretrained(directory / "teacher", dtype=torch.float32)
     student = AutoModelForCausalLM.from_pretrained(directory / "student", dtype=torch.float32)
+    # SmolLM2 pads with the id that ends a turn; transformers would hold back that token's gradient everywhere.
+    student.get_input_embeddings().padding_idx = None
     return teacher.eval().requires_grad_(False), student.train()
 
 

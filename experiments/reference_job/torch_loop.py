@@ -23,6 +23,8 @@ options = parser.parse_args()
 
 teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval().requires_grad_(False)
 student = AutoModelForCausalLM.from_pretrained(options.student, dtype=torch.float32).train()
+# SmolLM2 pads with the id that ends a turn; transformers would hold back that token's gradient everywhere.
+student.get_input_embeddings().padding_idx = None
 optimizer = torch.optim.AdamW(
     student.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
 )
