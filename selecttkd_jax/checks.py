@@ -23,7 +23,7 @@ def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> No
         raise InputError(f"{name_a} and {name_b} must have the same shape, got {jnp.shape(a)} and {jnp.shape(b)}")
 
 
-def check_rank(name: str, array: jax.Array, rank: int) -> None:
+def check_rank(name: str, array: jax.Array | np.ndarray, rank: int) -> None:
     """Raises InputError unless `array` has `rank` axes."""
     if jnp.ndim(array) != rank:
         raise InputError(f"{name} must have {rank} axes, got shape {jnp.shape(array)}")
@@ -47,10 +47,34 @@ def check_in_range(name: str, value: float | jax.Array, low: float, high: float,
         raise InputError(f"{name} must be in [{low}, {high}{bracket}, got {value}")
 
 
+def as_mask(mask: jax.Array | np.ndarray, rank: int | None = 2) -> jax.Array:
+    """`mask` as booleans.
+
+    Raises InputError unless it has `rank` axes (None: any number) and is boolean or, where its values can be seen, 0/1.
+    """
+    if rank is not None:
+        check_rank("mask", mask, rank)
+    if jnp.result_type(mask) == jnp.bool_:
+        return jnp.asarray(mask)
+    if not isinstance(mask, Tracer):
+        # In NumPy: under jit even a concrete array compares to a traced one.
+        values = np.asarray(mask)
+        if not ((values == 0) | (values == 1)).all():
+            raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
+    return jnp.asarray(mask) != 0
+
+
 def check_at_least(name: str, value: float, low: float) -> None:
     """Raises InputError unless `value >= low`."""
     if not value >= low:
         raise InputError(f"{name} must be at least {low}, got {value}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises InputError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+    check_at_least(name, value, 1)
 
 
 def check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Logits, PerSequence, Scalar, TokenIds, TokenMask
-from selecttkd_jax.checks import check_at_least, check_in_range
-from selecttkd_jax.distill.sums import as_mask
+from selecttkd_jax.checks import as_mask, check_at_least, check_in_range
 from selecttkd_jax.losses import cross_entropy
 
 
@@ -54,9 +53,9 @@ def adaptive_skew(
 
         alpha = clip(1 - (1 - base) reference_gap / (gap + 1e-5), low, high)
 
-    With the published numbers and a positive reference m this is nearly a switch: 0.1 for a gap that is not positive,
-    0.01 up to 0.909 m, a short ramp, and 0.1 from m on. For the paper's mini-batch-wise skew pass the batch's mean gap,
-    repeated. Published: used from the second epoch on, `base` before. Released: never used.
+    With the published numbers and a positive reference m this is nearly a switch: 0.1 for a negative gap, 0.01
+    from 0 up to 0.909 m, a short ramp, and 0.1 from m on. For the paper's mini-batch-wise skew pass the batch's mean
+    gap, repeated. Published: used from the second epoch on, `base` before. Released: never used.
 
     Args:
       gap: [B], see `confidence_gap`.
@@ -161,16 +160,12 @@ def balance_released(step: int | Array, *, total_steps: int) -> Scalar:
     Source: jongwooko/distillm-2, src/distillm_trainer.py.
     """
     check_at_least("total_steps", total_steps, 1)
-    return 0.5 + 0.25 * jnp.minimum(1.0, 2.0 * _as_float(step) / total_steps)
+    return 0.5 + 0.25 * jnp.minimum(1.0, 2.0 * jnp.asarray(step).astype(jnp.float32) / total_steps)
 
 
 def _epoch_and_progress(step: int | Array, steps_per_epoch: int, epochs: int) -> tuple[Scalar, Scalar]:
     check_at_least("steps_per_epoch", steps_per_epoch, 1)
     check_at_least("epochs", epochs, 1)
-    progress = _as_float(step) / steps_per_epoch
-    epoch = jnp.floor(progress)
-    return epoch, progress - epoch
-
-
-def _as_float(step: int | Array) -> Scalar:
-    return jnp.asarray(step).astype(jnp.float32)
+    # In integers: compiled, a quotient of floats may come out just under the epoch that has begun.
+    step = jnp.asarray(step)
+    return (step // steps_per_epoch).astype(jnp.float32), (step % steps_per_epoch).astype(jnp.float32) / steps_per_epoch

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Head, HiddenStates, PerSequence, PerToken, Scalar, TokenIds, TokenMask
-from selecttkd_jax.checks import InputError, check_floating, check_rank, check_same_shape
+from selecttkd_jax.checks import InputError, as_mask, check_floating, check_rank, check_same_shape
 from selecttkd_jax.distill.head_products import HeadInputs
-from selecttkd_jax.distill.objective import Objective
+from selecttkd_jax.distill.objective import Objective, check_alpha
 from selecttkd_jax.distill.placed_sweep import Placement, choose_placement, cut_to_equal_widths, placed_sweep
-from selecttkd_jax.distill.sums import LossSums, TokenTerms, as_mask, reduce_terms, token_coefficients
+from selecttkd_jax.distill.sums import LossSums, TokenTerms, reduce_terms, token_coefficients
 from selecttkd_jax.distill.vocabulary import match_vocabulary
 
 
@@ -106,7 +106,7 @@ def fused_head(
     vocab_size = check_inputs(student, teacher, mask, vocab_size)
     student, teacher = cut_to_equal_widths(student, teacher)
     if alpha is not None:
-        check_rank("alpha", alpha, 1)
+        check_alpha(alpha, mask.shape[0])
         alpha = jnp.broadcast_to(alpha[:, None, None], (*mask.shape, 1))
     per_token: dict[str, Array | None] = {"uniforms": uniforms, "labels": labels, "acceptance": acceptance}
     for name, values in per_token.items():
@@ -227,7 +227,13 @@ def _backward(evaluate, placement, gradient, cotangents):
     del evaluate, placement
     # The terms carry no gradient: what an objective differentiates is in its loss.
     slope = cotangents[0]
-    return jax.tree.map(lambda leaf: (slope * leaf.astype(slope.dtype)).astype(leaf.dtype), gradient), None
+
+    def scaled(leaf: Array) -> Array:
+        # No gradient stays none, also where the caller has divided by a count of 0.
+        leaf = leaf.astype(slope.dtype)
+        return jnp.where(leaf == 0, leaf, slope * leaf)
+
+    return jax.tree.map(lambda leaf: scaled(leaf).astype(leaf.dtype), gradient), None
 
 
 _loss_and_terms.defvjp(_forward, _backward)

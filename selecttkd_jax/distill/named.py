@@ -58,9 +58,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.alpha is not None:
             check_in_range("objective.alpha", self.alpha, 0, 1, include_high=False)
-        for name in ("beta", "mu"):
-            if getattr(self, name) is not None:
-                check_in_range(f"objective.{name}", getattr(self, name), 0, 1)
+        if self.mu is not None:
+            check_in_range("objective.mu", self.mu, 0, 1)
+        if self.beta is not None and not 0 < self.beta < 1:
+            raise InputError(
+                f"objective.beta must lie strictly between 0 and 1, got {self.beta}; where other libraries mean a KL "
+                'divergence by it, set objective.divergence to "forward_kl" (0) or "reverse_kl" (1)'
+            )
         if self.k is not None:
             check_at_least("objective.k", self.k, 1)
         check_in_range("objective.floor", self.floor, 0, 1)

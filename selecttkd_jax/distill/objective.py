@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from selecttkd_jax.array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
 from selecttkd_jax.checks import (
     InputError,
-    check_at_least,
+    as_mask,
+    check_count,
     check_in_range,
     check_one_of,
     check_rank,
@@ -74,8 +75,13 @@ class Objective:
         if not 0.0 < self.temperature < float("inf"):
             raise InputError(f"temperature must be positive, got {self.temperature}")
         check_one_of("normalizer", self.normalizer, NORMALIZERS)
+        if self.label_share > 0 and self.normalizer == "weight":
+            raise InputError(
+                f"label_share is {self.label_share}, which no weight multiplies; it cannot be divided by the sum of "
+                "weights: choose normalizer 'sequence' or 'token'"
+            )
         if self.chunk_size is not None:
-            check_at_least("chunk_size", self.chunk_size, 1)
+            check_count("chunk_size", self.chunk_size)
 
     def _key(self):
         return tuple(static_key(getattr(self, field.name)) for field in fields(self))
@@ -97,7 +103,7 @@ class Objective:
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
     ) -> LossSums:
-        """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count`.
+        """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count` (`sums.mean`).
 
         Args:
           student_logits: [B, T, V], any float dtype.
@@ -117,8 +123,13 @@ class Objective:
         """
         check_rank("student_logits", student_logits, 3)
         if alpha is not None:
-            check_rank("alpha", alpha, 1)
+            check_alpha(alpha, student_logits.shape[0])
             alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
+        mask = as_mask(mask)
+        if mask.shape != student_logits.shape[:2]:
+            raise InputError(f"mask must have the shape of the positions, {student_logits.shape[:2]}, got {mask.shape}")
+        # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
+        student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
         if self.chunk_size is None:
             terms = self.token_terms(
                 student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance
@@ -182,3 +193,15 @@ class Objective:
     def _tempered(self, logits: Logits) -> Logits:
         # In float32: dividing bfloat16 logits would round them once more.
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
+
+
+def check_alpha(alpha: Array, rows: int) -> None:
+    """Raises InputError unless `alpha` is one skew in [0, 1) per sequence. Traced values pass unseen."""
+    if jnp.shape(alpha) != (rows,):
+        raise InputError(f"alpha must have shape {(rows,)}, one skew per sequence, got {jnp.shape(alpha)}")
+    check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
+
+
+def _where_valid(mask: TokenMask, logits: Logits) -> Logits:
+    """The logits [B, T, V], and zeros outside the mask."""
+    return jnp.where(mask[..., None], logits, jnp.zeros((), logits.dtype))

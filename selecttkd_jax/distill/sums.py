@@ -8,11 +8,9 @@ from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from selecttkd_jax.array_types import Array, PerToken, Scalar, TokenMask
-from selecttkd_jax.checks import InputError, check_one_of, check_rank, check_same_shape
+from selecttkd_jax.checks import as_mask, check_one_of, check_same_shape
 
 NORMALIZERS = ("sequence", "token", "weight")
 
@@ -42,6 +40,11 @@ class LossSums:
     sequences: Scalar  # number of sequences with a valid position
     accepted_fraction: Scalar  # sum over those sequences of the share of their positions accepted
 
+    @property
+    def mean(self) -> Scalar:
+        """`loss / count`, and 0 where nothing was counted."""
+        return mean_of(self.loss, self.count)
+
     @classmethod
     def zeros(cls) -> "LossSums":
         """The sums of nothing: where accumulation starts."""
@@ -49,6 +52,11 @@ class LossSums:
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return jax.tree.map(jnp.add, self, other)
+
+
+def mean_of(loss: Scalar, count: Scalar) -> Scalar:
+    """The quotient, and 0 (with no gradient, not NaN) where nothing was counted."""
+    return jnp.where(count > 0, loss, 0.0) / jnp.where(count > 0, count, 1.0)
 
 
 def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
@@ -105,16 +113,3 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSum
         sequences=sequences,
         accepted_fraction=jnp.sum(accepted_by_sequence / jnp.maximum(tokens_by_sequence, 1.0)),
     )
-
-
-def as_mask(mask: TokenMask) -> TokenMask:
-    """`mask` as booleans. Raises unless it is [B, T] and boolean or (where its values can be seen) 0/1."""
-    check_rank("mask", mask, 2)
-    if mask.dtype == jnp.bool_:
-        return mask
-    if not isinstance(mask, Tracer):
-        # In NumPy: under jit even a concrete array compares to a traced one.
-        values = np.asarray(mask)
-        if not ((values == 0) | (values == 1)).all():
-            raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
-    return mask != 0

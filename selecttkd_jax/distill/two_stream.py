@@ -2,8 +2,15 @@
 
     loss = 2 (1 - balance) L_teacher + 2 balance L_student
 
-where each L is an `Objective`'s mean over its own stream. At balance 1/2 this is the sum of the two, DistiLLM-2's
-released form; `balance` is the paper's beta, half the released code's b, and may change from step to step.
+where each L is an `Objective`'s mean over its own stream, and both streams count the same: under the "sequence"
+normaliser, complete pairs of responses. At balance 1/2 this is the sum of the two, DistiLLM-2's released form;
+`balance` is the paper's beta, half the released code's b, and may change from step to step.
+
+Sums have to add up over micro-batches and devices, so both streams share one divisor, the mean of their counts n:
+
+    loss = (2 (1 - balance) n_teacher L_teacher + 2 balance n_student L_student) / ((n_teacher + n_student) / 2)
+
+Under "token" and "weight" a stream of longer responses or more accepted tokens thus counts for more.
 
 The four pairs of the supplement's Figure 5, teacher stream first: SKL+SKL, SRKL+SRKL, SKL+SRKL (DistiLLM-2), SRKL+SKL.
 """
@@ -16,7 +23,7 @@ import jax.numpy as jnp
 from selecttkd_jax.array_types import Logits, PerSequence, PerToken, Scalar, TokenIds, TokenMask
 from selecttkd_jax.checks import InputError, check_in_range
 from selecttkd_jax.distill.objective import Objective
-from selecttkd_jax.distill.sums import LossSums
+from selecttkd_jax.distill.sums import LossSums, mean_of
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +49,11 @@ class TwoStreamSums:
     count: Scalar
     teacher_responses: LossSums
     student_responses: LossSums
+
+    @property
+    def mean(self) -> Scalar:
+        """`loss / count`, and 0 where nothing was counted."""
+        return mean_of(self.loss, self.count)
 
     def __add__(self, other: "TwoStreamSums") -> "TwoStreamSums":
         return jax.tree.map(jnp.add, self, other)
@@ -81,7 +93,7 @@ class TwoStreamObjective:
             loss  = 2 (1 - balance) loss_teacher + 2 balance loss_student
             count = (count_teacher + count_student) / 2
 
-        With the "sequence" normaliser and complete pairs the count is the number of pairs.
+        With the "sequence" normaliser and complete pairs the count is the number of pairs, and each stream is its mean.
 
         Args:
           teacher_responses: Logits and masks on the teacher's responses.

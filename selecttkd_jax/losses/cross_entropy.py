@@ -44,8 +44,8 @@ def pick(values: Logits, token_ids: Int[Array, "*positions"]) -> PerToken:
 
     A masked sum, not a gather: it fuses into its neighbours, and a vocabulary sharded over devices stays where it is.
     """
-    vocabulary = jax.lax.broadcasted_iota(token_ids.dtype, values.shape, values.ndim - 1)
-    return jnp.sum(jnp.where(vocabulary == token_ids[..., None], values, 0.0), axis=-1)
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    return jnp.sum(jnp.where(vocabulary == token_ids.astype(jnp.int32)[..., None], values, 0.0), axis=-1)
 
 
 def soft_cross_entropy(student_logits: Logits, teacher_logits: Logits) -> PerToken:

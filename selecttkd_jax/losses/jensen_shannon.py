@@ -1,6 +1,8 @@
 """The generalised Jensen-Shannon divergence of GKD."""
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from selecttkd_jax.array_types import Array, Logits, PerToken
 from selecttkd_jax.checks import InputError, check_in_range
@@ -31,13 +33,18 @@ def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: floa
 
     Source: Agarwal et al., 2024, "On-policy distillation of language models" (GKD), Eq. 1.
     """
-    if isinstance(beta, int | float) and beta in (0, 1):
-        raise InputError(
-            f"beta must lie strictly between 0 and 1, got {beta}, where the divergence is zero everywhere; "
-            f"for what other libraries mean by it use losses.{'reverse_kl' if beta else 'forward_kl'}"
-        )
-    check_in_range("beta", beta, 0.0, 1.0)
+    check_share(beta)
     return divergence_from_kernel(_jensen_shannon_kernel, student_logits, teacher_logits, beta)
+
+
+def check_share(beta: float | Array) -> None:
+    """Raises InputError unless 0 < beta < 1. Traced values pass unseen."""
+    check_in_range("beta", beta, 0.0, 1.0)
+    if not isinstance(beta, Tracer) and np.any((np.asarray(beta) == 0) | (np.asarray(beta) == 1)):
+        raise InputError(
+            f"beta must lie strictly between 0 and 1, got {beta}: at 0 and 1 the divergence is zero everywhere; for "
+            "what other libraries mean there use losses.forward_kl (0) and losses.reverse_kl (1)"
+        )
 
 
 def _jensen_shannon_kernel(student, teacher, beta):

@@ -3,11 +3,17 @@
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Logits
+from selecttkd_jax.checks import InputError
 
 
 def per_position(option: float | Array, logits: Logits) -> Array:
     """A number or array in the dtype of `logits`, and of their rank, so that it broadcasts along the vocabulary."""
     option = jnp.asarray(option, logits.dtype)
+    if option.ndim and (option.shape[-1] != 1 or option.ndim > logits.ndim):
+        raise InputError(
+            "an option must be a number or have the axes of the positions and a last one of size 1, got "
+            f"{option.shape} for logits {logits.shape}"
+        )
     return option.reshape((1,) * (logits.ndim - option.ndim) + option.shape)
 
 

@@ -43,8 +43,8 @@ def _skew_kernel(student, teacher, alpha):
     m = alpha * p + (1 - alpha) * q
     log_m = log_mixture(m, alpha, teacher.log_prob, student.log_prob)
     value = relative_entropy(teacher, log_m)
-    # dD/dq = -(1 - alpha) p / m
-    return value, logit_gradient(q, -(1 - alpha) * q * ratio(p, m))
+    # q dD/dq = -(1 - alpha) p q / m; at alpha = 0 that is p also where q underflows.
+    return value, logit_gradient(q, -(1 - alpha) * jnp.where(alpha > 0, q * ratio(p, m), p))
 
 
 def skew_reverse_kl(

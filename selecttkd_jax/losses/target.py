@@ -89,10 +89,10 @@ def decoupled_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Arr
 
 def _target_kernel(student, teacher, labels):
     log_q, log_p = student.log_prob, teacher.log_prob
-    target = _is_target(log_q, labels)
+    target = is_target(log_q, labels)
     # The mass of the others is summed, not taken as 1 - p(g): that would be 0, with an infinite log, for p(g) near 1.
-    log_rest_q = _log_rest(log_q, target)
-    log_pair_p = jnp.stack([pick(log_p, labels), _log_rest(log_p, target)], axis=-1)
+    log_rest_q = log_rest(log_q, target)
+    log_pair_p = jnp.stack([pick(log_p, labels), log_rest(log_p, target)], axis=-1)
     log_pair_q = jnp.stack([pick(log_q, labels), log_rest_q], axis=-1)
     pair_p, pair_q = jnp.exp(log_pair_p), jnp.exp(log_pair_q)
     value = relative_entropy(Distribution(pair_p, log_pair_p), log_pair_q)
@@ -104,22 +104,23 @@ def _target_kernel(student, teacher, labels):
 
 
 def _non_target_kernel(student, teacher, labels):
-    target = _is_target(student.log_prob, labels)
-    log_p = _without(teacher.log_prob, target, _log_rest(teacher.log_prob, target))
-    log_q = _without(student.log_prob, target, _log_rest(student.log_prob, target))
+    target = is_target(student.log_prob, labels)
+    log_p = _without(teacher.log_prob, target, log_rest(teacher.log_prob, target))
+    log_q = _without(student.log_prob, target, log_rest(student.log_prob, target))
     return forward_kernel(Distribution(jnp.exp(log_q), log_q), Distribution(jnp.exp(log_p), log_p))
 
 
-def _is_target(logits: Logits, labels: Array) -> Array:
-    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+def is_target(logits: Logits, labels: Array) -> Array:
+    """Which entry of the vocabulary is the label, [..., V] bool."""
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels.astype(jnp.int32)[..., None]
 
 
-def _log_rest(log_probs: Logits, target: Array) -> PerToken:
+def log_rest(log_probs: Logits, target: Array) -> PerToken:
     """The log-probability of everything but the target."""
     return jax.nn.logsumexp(jnp.where(target, -jnp.inf, log_probs), axis=-1)
 
 
-def _without(log_probs: Logits, target: Array, log_rest: PerToken) -> Logits:
+def _without(log_probs: Logits, target: Array, rest: PerToken) -> Logits:
     """Log-probabilities over everything but the target (for which they are -inf)."""
-    finite_rest = jnp.where(log_rest > -jnp.inf, log_rest, 0.0)
+    finite_rest = jnp.where(rest > -jnp.inf, rest, 0.0)
     return jnp.where(target, -jnp.inf, log_probs - finite_rest[..., None])

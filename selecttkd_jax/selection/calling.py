@@ -17,7 +17,8 @@ def call_with_labels(
 ) -> PerToken:
     """Calls `function` on the logits, handing over the labels if it has a parameter of that name.
 
-    A function without `teacher_logits` among its parameters, such as `losses.cross_entropy`, gets only the student's.
+    A function that asks for one array besides the labels, such as `losses.cross_entropy` or `losses.entropy`, gets the
+    student's logits only.
 
     Raises:
       InputError: The function needs labels and there are none, or it does not take one of the options.
@@ -27,10 +28,16 @@ def call_with_labels(
     for option in options:
         if option not in parameters:
             raise InputError(f"the {role} {name} has no option {option!r}, but {option} was given with the batch")
-    if "labels" not in parameters:
-        return function(student_logits, teacher_logits, **options)
-    if labels is None:
-        raise InputError(f"the {role} {name} needs labels, got none")
-    if "teacher_logits" not in parameters:
-        return function(student_logits, labels=labels, **options)
-    return function(student_logits, teacher_logits, labels=labels, **options)
+    asked_for = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and (parameter.default is parameter.empty or parameter.name == "teacher_logits")
+        and parameter.name != "labels"
+    ]
+    logits = (student_logits,) if len(asked_for) == 1 else (student_logits, teacher_logits)
+    if "labels" in parameters:
+        if labels is None:
+            raise InputError(f"the {role} {name} needs labels, got none")
+        options["labels"] = labels
+    return function(*logits, **options)

@@ -37,6 +37,8 @@ def random_gate(student_logits: Logits, teacher_logits: Logits, *, rate: float) 
 def invert(verifier: Callable) -> Callable:
     """A verifier that accepts what `verifier` rejects: acceptance = 1 - verifier's.
 
+    Where acceptance lies between 0 and 1 that holds in probability: with the same uniforms both may accept a position.
+
     Args:
       verifier: Any verifier, options bound with `functools.partial`.
 
@@ -69,7 +71,7 @@ def entropy_gate(
     Args:
       student_logits: [..., V], any float dtype.
       teacher_logits: [..., V].
-      threshold: In nats, at least 0; log V accepts everything.
+      threshold: In nats, at least 0; more than log V accepts everything.
       source: Whose entropy: "teacher" or "student".
 
     Returns:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, PerToken, TokenMask
-from selecttkd_jax.checks import check_in_range, check_one_of, check_same_shape
+from selecttkd_jax.checks import as_mask, check_in_range, check_one_of, check_same_shape
 
 
 def top_fraction(
@@ -50,8 +50,7 @@ def top_fraction(
     else:
         # A product such as 0.7 * 10 may come out just under its integer.
         keep = jnp.where(valid > 0, 1.0 + jnp.floor(fraction * (valid - 1) + 1e-4), 0.0)
-    if fraction == 0:
-        keep = jnp.zeros_like(keep)
+    keep = jnp.where(fraction > 0, keep, 0.0)
     kept = _descending_rank(scores, mask).astype(jnp.float32) < keep
     return (kept & mask).reshape(shape)
 
@@ -83,7 +82,8 @@ def median_split(scores: PerToken, mask: TokenMask) -> tuple[TokenMask, TokenMas
 
     Returns:
       (below, not below): [B, T] bool each, together the mask. The median of an even number of scores is the lower
-      middle one, as `torch.median` has it, and belongs to the upper half.
+      middle one, as `torch.median` has it, and belongs to the upper half. With equal scores the lower half may be
+      empty.
     """
     scores, mask = _masked_scores(scores, mask)
     ordered = jnp.sort(jnp.where(mask, scores, jnp.inf).reshape(-1))
@@ -94,7 +94,7 @@ def median_split(scores: PerToken, mask: TokenMask) -> tuple[TokenMask, TokenMas
 
 def _masked_scores(scores: PerToken, mask: TokenMask) -> tuple[PerToken, TokenMask]:
     check_same_shape("scores", scores, "mask", mask)
-    return jax.lax.stop_gradient(scores), mask.astype(jnp.bool_)
+    return jax.lax.stop_gradient(scores), as_mask(mask, rank=None)
 
 
 def _descending_rank(scores: PerToken, mask: TokenMask) -> Array:

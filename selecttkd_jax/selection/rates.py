@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, Logits, PerToken, TokenIds, TokenMask
-from selecttkd_jax.checks import check_at_least, check_same_shape
+from selecttkd_jax.checks import as_mask, check_count, check_same_shape
 from selecttkd_jax.selection.calling import call_with_labels
 from selecttkd_jax.selection.weights import token_weights
 
@@ -45,6 +45,7 @@ def acceptance_rate(accepted: PerToken, mask: TokenMask) -> Rate:
       Rate of scalars.
     """
     check_same_shape("accepted", accepted, "mask", mask)
+    mask = as_mask(mask, rank=None)
     return Rate(_total(accepted, mask), _count(mask))
 
 
@@ -61,6 +62,7 @@ def acceptance_rate_by_sequence(accepted: PerToken, mask: TokenMask) -> Rate:
       Rate of scalars.
     """
     check_same_shape("accepted", accepted, "mask", mask)
+    mask = as_mask(mask, rank=None)
     lengths = jnp.sum(mask.astype(jnp.float32), axis=-1)
     fractions = jnp.sum(jnp.where(mask, accepted, 0.0), axis=-1) / jnp.maximum(lengths, 1.0)
     return Rate(jnp.sum(fractions), _count(lengths > 0))
@@ -79,8 +81,9 @@ def acceptance_rate_by_position(accepted: PerToken, mask: TokenMask, *, bins: in
       Rate of [bins].
     """
     check_same_shape("accepted", accepted, "mask", mask)
-    check_at_least("bins", bins, 1)
-    check_at_least("bin_size", bin_size, 1)
+    check_count("bins", bins)
+    check_count("bin_size", bin_size)
+    mask = as_mask(mask)
     place = jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1
     bin_index = jnp.clip(place // bin_size, 0, bins - 1)
     in_bin = (bin_index[..., None] == jnp.arange(bins)[None, None, :]) & mask[..., None]
@@ -107,6 +110,7 @@ def rejected_weight_share(accepted: PerToken, mask: TokenMask, *, floor: float) 
       Rate of scalars.
     """
     check_same_shape("accepted", accepted, "mask", mask)
+    mask = as_mask(mask, rank=None)
     return Rate(floor * _total(1.0 - accepted, mask), _total(token_weights(accepted, floor=floor).weight, mask))
 
 
@@ -127,6 +131,7 @@ def overlap(accepted: PerToken, other: PerToken, mask: TokenMask) -> Rate:
     """
     check_same_shape("accepted", accepted, "other", other)
     check_same_shape("accepted", accepted, "mask", mask)
+    mask = as_mask(mask, rank=None)
     return Rate(_total(jnp.minimum(accepted, other), mask), _total(jnp.maximum(accepted, other), mask))
 
 

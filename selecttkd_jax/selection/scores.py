@@ -22,7 +22,8 @@ from selecttkd_jax import losses
 from selecttkd_jax.array_types import Array, Int, Key, Logits, PerToken
 from selecttkd_jax.checks import check_floating
 from selecttkd_jax.losses.closed_form import as_float32
-from selecttkd_jax.losses.cross_entropy import check_labels, pick
+from selecttkd_jax.losses.cross_entropy import check_labels
+from selecttkd_jax.losses.target import is_target, log_rest
 
 
 def excess_loss(logits: Logits, reference_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
@@ -82,7 +83,7 @@ def error_norm(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerT
     check_floating("student_logits", student_logits)
     check_labels(student_logits, labels)
     q = jax.nn.softmax(as_float32(jax.lax.stop_gradient(student_logits)))
-    is_label = jax.lax.broadcasted_iota(labels.dtype, q.shape, q.ndim - 1) == labels[..., None]
+    is_label = jax.lax.broadcasted_iota(jnp.int32, q.shape, q.ndim - 1) == labels.astype(jnp.int32)[..., None]
     return jnp.sqrt(jnp.sum(jnp.square(q - is_label.astype(q.dtype)), axis=-1))
 
 
@@ -104,7 +105,9 @@ def target_uncertainty(logits: Logits, labels: Int[Array, "*positions"]) -> PerT
     """
     check_floating("logits", logits)
     check_labels(logits, labels)
-    return 1.0 - pick(jax.nn.softmax(as_float32(jax.lax.stop_gradient(logits))), labels)
+    # The others' mass is summed: 1 - p would have no digits left where a model is sure.
+    log_probs = jax.nn.log_softmax(as_float32(jax.lax.stop_gradient(logits)))
+    return jnp.exp(log_rest(log_probs, is_target(log_probs, labels)))
 
 
 def random_scores(key: Key, shape: tuple[int, ...]) -> PerToken:

@@ -6,6 +6,7 @@ computed from the raw distributions at temperature 1 and never differentiated.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from selecttkd_jax import losses
 from selecttkd_jax.array_types import Array, Key, Logits, PerToken
@@ -186,7 +187,7 @@ def constants(student_logits: Logits, teacher_logits: Logits) -> tuple[Logits, L
 
 def check_k(k: int, vocabulary: int | None = None) -> None:
     """Raises unless k is an integer from 1 up (to the size of the vocabulary, if given)."""
-    if isinstance(k, bool) or not isinstance(k, int):
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
         raise TypeError(f"k must be an integer, got {k!r}")
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")

@@ -24,6 +24,9 @@ DIVERGENCES = {
     "cross_entropy": losses.cross_entropy,
     "soft_cross_entropy": losses.soft_cross_entropy,
     "decoupled_kl": losses.decoupled_kl,
+    "target_kl": losses.target_kl,
+    "non_target_kl": losses.non_target_kl,
+    "adaptive_kl, boundary in the head": partial(losses.adaptive_kl, mu=0.3, boundary="head"),
 }
 VERIFIERS = {
     "accept_all": selection.accept_all,
@@ -31,6 +34,8 @@ VERIFIERS = {
     "spec_k": partial(selection.spec_k, k=2),
     "hellinger_gate": partial(selection.hellinger_gate, tau=0.9),
     "entropy_gate": partial(selection.entropy_gate, threshold=2.5),
+    "entropy_gate of the student": partial(selection.entropy_gate, threshold=2.5, source="student"),
+    "hellinger": selection.hellinger,
     "label_in_top_k": partial(selection.label_in_top_k, k=9),
     "inverted": selection.invert(partial(selection.greedy_top_k, k=3)),
     "random_gate": partial(selection.random_gate, rate=0.4),
@@ -403,3 +408,26 @@ def test_budget_sets_the_chunk():
     # Two float32 logits a column: 8,000 bytes a position.
     assert sizes[1] == 96
     assert sizes[1] < sizes[2] <= 4096
+
+
+@pytest.mark.parametrize("normalizer", distill.NORMALIZERS)
+def test_a_batch_without_any_valid_position_has_loss_zero_and_no_gradient(normalizer):
+    objective = distill.Objective(losses.reverse_kl, normalizer=normalizer, floor=0.0)
+    student, teacher, rest = make_batch(share=0.0)
+
+    def mean(hidden, head, divided):
+        sums = distill.fused_head(objective, hidden, head, *teacher[:2], rest["mask"])
+        return sums.loss / sums.count if divided else sums.mean
+
+    assert float(mean(*student[:2], False)) == 0.0
+    for divided in (True, False):  # also where a caller divides by the count of zero
+        for gradient in jax.grad(mean, (0, 1))(*student[:2], divided):
+            assert not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize("alpha, message", [([0.1, 1.5, 0.1], "in \\[0.0, 1.0\\)"), ([0.1], "one skew per sequence")])
+def test_a_skew_per_sequence_is_checked(alpha, message):
+    student, teacher, rest = make_batch()
+    objective = distill.Objective(losses.skew_kl)
+    with pytest.raises(ValueError, match=message):
+        distill.fused_head(objective, *student[:2], *teacher[:2], rest["mask"], alpha=jnp.array(alpha))

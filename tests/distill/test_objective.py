@@ -270,3 +270,35 @@ def test_a_mask_closed_over_by_jit_counts_like_one_passed_to_it(kind, place):
     objective = distill.Objective()
     closed = jax.jit(lambda logits: objective(logits, teacher, mask).loss)(student)
     np.testing.assert_allclose(closed, jax.jit(objective)(student, teacher, mask).loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("junk", [np.nan, -np.inf])
+def test_what_stands_outside_the_mask_does_not_matter(junk, chunk_size):
+    objective = replace(SELECTIVE, chunk_size=chunk_size)
+    expected = jax.value_and_grad(lambda z, t: objective(z, t, mask, uniforms).mean)(student, teacher)
+    spoiled = [np.where(mask[..., None], logits, np.float32(junk)) for logits in (student, teacher)]
+    found = jax.value_and_grad(lambda z, t: objective(z, t, mask, uniforms).mean)(*spoiled)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not np.asarray(found[1])[~mask].any()
+
+
+def test_the_mean_of_nothing_is_zero_and_has_no_gradient():
+    nothing = np.zeros_like(mask)
+    value, gradient = jax.value_and_grad(lambda z: SELECTIVE(z, teacher, nothing, uniforms).mean)(student)
+    assert float(value) == 0.0 and not np.asarray(gradient).any()
+    assert float(distill.LossSums.zeros().mean) == 0.0
+
+
+def test_labels_cannot_be_divided_by_a_sum_of_weights():
+    with pytest.raises(ValueError, match="label_share is 0.5"):
+        distill.Objective(label_share=0.5, normalizer="weight")
+
+
+def test_functions_of_any_parameter_names_are_called():
+    """By position; the student's logits alone where a function asks for one array."""
+    positional = distill.Objective(lambda q, p, labels: losses.decoupled_kl(q, p, labels))
+    expected = distill.Objective(losses.decoupled_kl)(student, teacher, mask, None, labels)
+    assert float(positional(student, teacher, mask, None, labels).loss) == float(expected.loss)
+    entropy = distill.Objective(losses.entropy)(student, teacher, mask)
+    assert float(entropy.divergence) == pytest.approx(float(losses.entropy(jnp.asarray(student))[mask].sum()), rel=1e-6)

@@ -138,3 +138,41 @@ def test_balance_schedules():
     released = partial(distill.balance_released, total_steps=100)
     np.testing.assert_allclose([released(step) for step in (0, 25, 50, 99)], [0.5, 0.625, 0.75, 0.75], rtol=1e-6)
     assert jax.jit(released)(jnp.array(25)) == 0.625
+
+
+@pytest.mark.parametrize("steps_per_epoch", [6, 41, 97])
+def test_epochs_begin_at_their_first_step_also_when_compiled(steps_per_epoch):
+    """A compiled quotient of floats falls just short of the epoch at some of these."""
+    epochs = 5
+    steps = np.arange(steps_per_epoch * epochs)
+    epoch, within = steps // steps_per_epoch, steps % steps_per_epoch / steps_per_epoch
+    options = {"steps_per_epoch": steps_per_epoch, "epochs": epochs}
+    for schedule, wanted in (
+        (distill.balance_published, (epoch + 1) / epochs + within),
+        (distill.balance_smooth, (epoch + within) / epochs),
+    ):
+        found = jax.jit(jax.vmap(partial(schedule, **options)))(steps.astype(np.int32))
+        np.testing.assert_allclose(found, np.clip(wanted, 0.5, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", distill.NORMALIZERS)
+def test_streams_of_unequal_counts_share_one_divisor(normalizer):
+    """2 (1 - b) n_t L_t + 2 b n_s L_s over the mean of the two counts, with one student row empty."""
+    both = distill.TwoStreamObjective(*(distill.Objective(d, normalizer=normalizer) for d in (skl, srkl)))
+    first, second = stream(6), stream(7)
+    first.mask[:] = True
+    second.mask[:] = np.arange(B)[:, None] == 1
+    sums = both(first, second, balance=0.7)
+    counts, means = [], []
+    for divergence, s in ((oracle.skew_kl, first), (oracle.skew_reverse_kl, second)):
+        rows = [
+            [divergence(s.student_logits[b, t], s.teacher_logits[b, t], 0.1)[0] for t in range(T) if s.mask[b, t]]
+            for b in range(B)
+        ]
+        rows = [row for row in rows if row]
+        counts.append(len(rows) if normalizer == "sequence" else sum(map(len, rows)))
+        means.append(np.mean([np.mean(row) for row in rows]) if normalizer == "sequence" else np.mean(sum(rows, [])))
+    wanted = (0.6 * counts[0] * means[0] + 1.4 * counts[1] * means[1]) / np.mean(counts)
+    assert counts[0] > counts[1]
+    assert float(sums.mean) == pytest.approx(wanted, rel=1e-5)
+    assert float(sums.student_responses.mean) == pytest.approx(means[1], rel=1e-5)

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from selecttkd_jax import losses
@@ -79,3 +80,24 @@ def test_labels():
         trace(losses.cross_entropy, z.astype(jnp.int32), labels)
     with pytest.raises(TypeError, match="logits must be floating point"):
         trace(losses.entropy, z.astype(jnp.int32))
+
+
+@pytest.mark.parametrize("beta", [0, 1.0, np.float32(1), jnp.array([[0.0], [0.5]])])
+def test_jensen_shannon_refuses_its_empty_ends_however_they_are_written(beta):
+    logits = jnp.zeros((2, 5))
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        losses.jensen_shannon(logits, logits, beta=beta)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 1, 1)])
+def test_an_option_along_the_vocabulary_or_of_other_positions_is_refused(shape):
+    logits = jnp.zeros((3, 7))
+    with pytest.raises(ValueError, match="a last one of size 1"):
+        losses.skew_kl(logits, logits, alpha=jnp.full(shape, 0.1))
+
+
+@pytest.mark.parametrize("dtype, vocabulary", [(np.int8, 300), (np.uint16, 70_000)])
+def test_labels_of_narrow_dtypes_meet_their_own_column(dtype, vocabulary):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, vocabulary)), jnp.float32)
+    wide = losses.cross_entropy(logits, jnp.array([3, 100], jnp.int32))
+    np.testing.assert_allclose(losses.cross_entropy(logits, jnp.array([3, 100], dtype)), wide, rtol=1e-6)

@@ -30,6 +30,27 @@ def test_a_skew_of_zero_is_the_plain_divergence_where_the_student_underflows():
     assert 90 < float(expected[0]) < 110
     np.testing.assert_allclose(losses.skew_kl(student, teacher, alpha=0.0), expected, rtol=1e-6)
     np.testing.assert_allclose(losses.skew_reverse_kl(teacher, student, alpha=0.0), expected, rtol=1e-6)
+    q, p = np.exp(log_softmax64(student)), np.exp(log_softmax64(teacher))
+    per_row = jnp.zeros((1, 1))
+    for alpha in (0.0, per_row):
+        gradient = jax.grad(lambda z, alpha=alpha: losses.skew_kl(z, teacher, alpha=alpha).sum())(student)
+        np.testing.assert_allclose(gradient, q - p, atol=1e-7)
+
+
+def test_a_head_of_all_mass_is_forward_kl_whatever_rounding_makes_of_the_mass():
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(4 * rng.normal(size=(64, 1000)), jnp.float32) for _ in range(2))
+    for boundary in ("tail", "head"):
+        value = losses.adaptive_kl(student, teacher, mu=1.0, boundary=boundary)
+        np.testing.assert_allclose(value, losses.forward_kl(student, teacher), rtol=1e-6)
+
+
+def test_disjoint_distributions_are_no_further_apart_than_one():
+    rng = np.random.default_rng(1)
+    logits = 4 * rng.normal(size=(2, 64, 500)).astype(np.float32)
+    logits[0, :, ::2] = logits[1, :, 1::2] = -np.inf
+    distance = np.asarray(losses.total_variation(jnp.asarray(logits[0]), jnp.asarray(logits[1])))
+    assert distance.max() == 1.0 and distance.min() > 1 - 1e-5
 
 
 def test_the_target_gradient_has_its_digits_next_to_certainty():

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from selecttkd_jax import selection
@@ -74,3 +75,13 @@ def test_logits(verifier):
 def test_options(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("mask", [np.full((2, 3), 0.5), np.array([[1, -100, 0], [1, 1, 1]])])
+def test_masks_that_are_weights_or_labels_are_refused(mask):
+    ones = jnp.ones((2, 3))
+    for function in (selection.acceptance_rate, selection.acceptance_rate_by_sequence, selection.median_split):
+        with pytest.raises(ValueError, match="mask must be boolean or hold only 0 and 1"):
+            function(ones, mask)
+    with pytest.raises(ValueError, match="mask must be boolean or hold only 0 and 1"):
+        selection.top_fraction(ones, mask, 0.5)

@@ -135,3 +135,16 @@ def test_everything_runs_under_jit(batch):
         return selection.top_fraction(selection.excess_loss(q, r, labels), mask, 0.6)
 
     assert kept(student, reference).sum() == 9
+
+
+def test_a_sure_teacher_has_an_uncertainty_with_digits():
+    logits = jnp.array([[18.0, 0.0, 0.0], [20.0, 0.0, 0.0], [25.0, 0.0, 0.0]])
+    found = selection.target_uncertainty(logits, jnp.zeros(3, jnp.int32))
+    wanted = [2 / (np.exp(x) + 2) for x in (18.0, 20.0, 25.0)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+def test_a_fraction_may_be_traced():
+    scores, mask = jnp.array([[0.1, 0.9, 0.5, 0.7]]), jnp.ones((1, 4), bool)
+    chosen = jax.jit(lambda fraction: selection.top_fraction(scores, mask, fraction))
+    assert [int(chosen(fraction).sum()) for fraction in (0.0, 0.5, 1.0)] == [0, 2, 4]
