@@ -8,6 +8,7 @@ any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its 
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,8 @@ def check_alpha(alpha: Array, rows: int) -> None:
     check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
 
 
-def _where_valid(mask: TokenMask, logits: Logits) -> Logits:
-    """The logits [B, T, V], and zeros outside the mask."""
+def _where_valid(mask: TokenMask, logits: Any) -> Any:
+    """The logits [B, T, V] (or None), and zeros outside the mask; what has another shape is for others to refuse."""
+    if logits is None or jnp.shape(logits)[:2] != mask.shape:
+        return logits
     return jnp.where(mask[..., None], logits, jnp.zeros((), logits.dtype))

@@ -94,7 +94,7 @@ def trace(objective, *arguments, **options):
     [
         ((z, jnp.zeros((2, 3, 8)), mask), r"same shape, got \(2, 3, 7\) and \(2, 3, 8\)"),
         ((z[0], z[0], mask), r"student_logits must have 3 axes, got shape \(3, 7\)"),
-        ((z, z, mask[:, :2]), r"mask and terms must have the same shape, got \(2, 2\) and \(2, 3\)"),
+        ((z, z, mask[:, :2]), r"mask must have the shape of the positions, \(2, 3\), got \(2, 2\)"),
         ((z, z, mask[0]), r"mask must have 2 axes, got shape \(3,\)"),
         ((z, z, mask, jnp.zeros((2, 2))), r"uniforms and mask and acceptance must have the same shape"),
     ],
@@ -129,7 +129,7 @@ def test_what_is_needed_and_absent_or_given_and_unused_is_named():
         trace(make(label_share=0.5), z, z, mask)
     with pytest.raises(InputError, match="the divergence forward_kl has no option 'alpha'"):
         trace(make(divergence=losses.forward_kl), z, z, mask, alpha=jnp.full(2, 0.1))
-    with pytest.raises(InputError, match="alpha must have 1 axes"):
+    with pytest.raises(InputError, match="one skew per sequence"):
         trace(make(), z, z, mask, alpha=jnp.full((2, 1), 0.1))
     with pytest.raises(InputError, match="acceptance must have the shape of the positions"):
         trace(make(), z, z, mask, acceptance=jnp.ones(3))
