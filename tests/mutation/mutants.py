@@ -72,8 +72,8 @@ MUTANTS = [
     Mutant("losses/skew.py", "if not detach_mixture:", "if detach_mixture:", "detached mixture swapped with whole one"),
     Mutant(
         "losses/skew.py",
-        "-(1 - alpha) * q * ratio(p, m)",
-        "-q * ratio(p, m)",
+        "-(1 - alpha) * jnp.where(",
+        "-1.0 * jnp.where(",
         "SKL's gradient too steep by 1 / (1 - alpha)",
     ),
     Mutant(
@@ -111,8 +111,8 @@ MUTANTS = [
     ),
     Mutant(
         "losses/cross_entropy.py",
-        "jnp.sum(jnp.where(vocabulary == token_ids[..., None], values, 0.0), axis=-1)",
-        "jnp.sum(jnp.where(vocabulary == token_ids[..., None] + 1, values, 0.0), axis=-1)",
+        "jnp.sum(jnp.where(vocabulary == token_ids.astype(jnp.int32)[..., None], values, 0.0), axis=-1)",
+        "jnp.sum(jnp.where(vocabulary == token_ids.astype(jnp.int32)[..., None] + 1, values, 0.0), axis=-1)",
         "labels off by one",
     ),
     # Selection
@@ -264,7 +264,10 @@ MUTANTS = [
         "rows that fill up a chunk count, too",
     ),
     Mutant(
-        "distill/fused_head.py", "(slope * leaf.astype(slope.dtype))", "leaf", "fused gradient ignores its cotangent"
+        "distill/fused_head.py",
+        "jnp.where(leaf == 0, leaf, slope * leaf)",
+        "leaf",
+        "fused gradient ignores its cotangent",
     ),
     Mutant(
         "distill/sweep.py",
@@ -293,4 +296,36 @@ MUTANTS = [
         "the head's gradient not summed over devices",
     ),
     Mutant("distill/placed_sweep.py", "total = jax.lax.psum(total, axes)", "pass", "the loss not summed over devices"),
+    # Found by review, and held since
+    Mutant(
+        "losses/skew.py",
+        "jnp.where(alpha > 0, q * ratio(p, m), p)",
+        "q * ratio(p, m)",
+        "a skew of zero forgets tokens that underflow",
+    ),
+    Mutant("losses/adaptive.py", " | (mu >= 1)", "", "all mass in the head, but for rounding"),
+    Mutant(
+        "distill/distillm2.py",
+        "(step // steps_per_epoch).astype(jnp.float32)",
+        "jnp.floor(step.astype(jnp.float32) / steps_per_epoch)",
+        "epochs begin late when compiled",
+    ),
+    Mutant(
+        "distill/distillm2.py", "(epoch + within) / epochs", "(epoch + 1.0 + within) / epochs", "smooth balance early"
+    ),
+    Mutant("distill/distillm2.py", "0.5 + 0.25 * jnp", "0.5 + 0.5 * jnp", "released balance rises to 1"),
+    Mutant("distill/distillm2.py", "1.0 - (1.0 - base) *", "1.0 - base *", "adaptive skew from the wrong base"),
+    Mutant(
+        "distill/objective.py",
+        "jnp.where(mask[..., None], logits, jnp.zeros((), logits.dtype))",
+        "logits",
+        "junk outside the mask reaches the gradient",
+    ),
+    Mutant("distill/sums.py", "jnp.where(count > 0, count, 1.0)", "count", "the mean of nothing is NaN"),
+    Mutant(
+        "selection/scores.py",
+        "jnp.exp(log_rest(log_probs, is_target(log_probs, labels)))",
+        "1.0 - jnp.exp(losses.cross_entropy(logits, labels) * -1.0)",
+        "no digits in a sure teacher's uncertainty",
+    ),
 ]
