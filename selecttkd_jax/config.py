@@ -138,12 +138,19 @@ def save_config(config: RunConfig, path: Path) -> None:
     path.write_text(tomli_w.dumps(config_to_dict(config)), encoding="utf-8")
 
 
+# A run may be moved, to a smaller machine, too ("run" is "./run"), and be looked at and saved at other steps.
+WHERE_AND_HOW = {
+    *("output", "mesh", "logging", "models.remat", "training.micro_batches", "training.head_memory_mib"),
+    *("training.log_every", "training.save_every", "training.keep_checkpoints"),
+}
+
+
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ, output and mesh aside."""
+    """The dotted keys in which two configurations differ, those aside that no step depends on (`WHERE_AND_HOW`)."""
     found = []
     for name in dict.fromkeys([*a, *b]):
-        if f"{prefix}{name}" in ("output", "mesh"):
-            continue  # a run may be moved, to other machines, too; and "run" is "./run"
+        if f"{prefix}{name}" in WHERE_AND_HOW:
+            continue
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")

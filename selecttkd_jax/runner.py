@@ -119,7 +119,9 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     base = student.params if config.lora is not None else None
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints)
     if checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(abstract_state(state))
+        template = abstract_state(state)
+        del state  # there is not always room for two
+        state, position = checkpoints.restore(template)
         batches.set_state(position)
         logger.info("resuming from step %d", int(state.step))
 
@@ -320,8 +322,10 @@ def read_split(config: data.DataConfig) -> tuple[list[data.Record], list[data.Re
 
 def make_held_out(mesh: jax.sharding.Mesh, config: RunConfig, pair: models.Pair, rows: data.Rows) -> HeldOut:
     """The evaluation of a run: its held-out rows, and the acceptance rates at its own k."""
-    batches = data.eval_batches(rows, config.data.batch_size, config.data.max_length)
-    place = partial(place_batch, mesh, rows=config.data.batch_size)
+    # No more rows at once than a training step takes.
+    rows_at_once = config.data.batch_size // config.training.micro_batches
+    batches = data.eval_batches(rows, rows_at_once, config.data.max_length)
+    place = partial(place_batch, mesh, rows=rows_at_once)
     return HeldOut(pair, batches, held_out_verifiers(config.objective.k or 5), place)
 
 

@@ -35,6 +35,7 @@ def main() -> None:
         targets = re.findall(r"--target (\S+)", path.read_text())
         for target in (target for target in targets if target.startswith(arguments.target)):
             output = HERE / "plans" / f"{path.stem}.{target.replace(':', '-')}.md"
+            output.parent.mkdir(exist_ok=True)
             print(output.relative_to(HERE), flush=True)
             unfinished = output.with_suffix(".unfinished")
             with unfinished.open("w") as file, contextlib.redirect_stdout(file):

@@ -44,10 +44,10 @@ class MetricsWriter:
         self._csv = directory / "metrics.csv"
         self._writes = writes
         self.rows: list[Row] = []
-        if not writes:
-            return
         if resume_step and self._jsonl.exists():
             self.rows = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step]
+        if not writes:
+            return
         # Rewritten through a neighbour, so that a kill at this moment loses nothing.
         rewritten = self._jsonl.with_suffix(".jsonl.tmp")
         rewritten.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")

@@ -7,11 +7,13 @@ Adapters mirror the parameters: `{"attention": {"q": {"a", "b"}, ...}, "mlp": {.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from selecttkd_jax.array_types import Array, Key, Params
 from selecttkd_jax.checks import InputError, check_at_least, check_one_of
@@ -116,16 +118,23 @@ def merge_lora(params: Params, lora: Params, config: LoraConfig) -> Params:
     layers: dict[str, Any] = {part: dict(inner) for part, inner in params["layers"].items()}
     for (part, name), weight in config.weights():
         projection, adapter = layers[part][name], lora[part][name]
-        inputs, outputs = weight.axes[: weight.num_inputs], weight.axes[weight.num_inputs :]
-        product = f"L{inputs}R,LR{outputs}->L{inputs}{outputs}"
-        change = jnp.einsum(product, adapter["a"], adapter["b"], precision="highest")
-        kernel = projection["kernel"].astype(jnp.float32) + config.scale * change
-        if config.dora:
-            lengths = _column_lengths(kernel, weight)
-            smallest = math.sqrt(SMALLEST_SQUARE)
-            kernel = kernel * (adapter["magnitude"].reshape(lengths.shape) / jnp.maximum(lengths, smallest))
-        layers[part][name] = {**projection, "kernel": kernel}
+        # Each device makes its part of the sum, and no device the whole change.
+        sharding = None if isinstance(projection["kernel"], Tracer) else projection["kernel"].sharding
+        merged = jax.jit(partial(_merged_kernel, config, weight), out_shardings=sharding)
+        layers[part][name] = {**projection, "kernel": merged(projection["kernel"], adapter)}
     return {**params, "layers": layers}
+
+
+def _merged_kernel(config: LoraConfig, weight: Weight, kernel: Array, adapter: Params) -> Array:
+    inputs, outputs = weight.axes[: weight.num_inputs], weight.axes[weight.num_inputs :]
+    product = f"L{inputs}R,LR{outputs}->L{inputs}{outputs}"
+    change = jnp.einsum(product, adapter["a"], adapter["b"], precision="highest")
+    kernel = kernel.astype(jnp.float32) + config.scale * change
+    if not config.dora:
+        return kernel
+    lengths = _column_lengths(kernel, weight)
+    smallest = math.sqrt(SMALLEST_SQUARE)
+    return kernel * (adapter["magnitude"].reshape(lengths.shape) / jnp.maximum(lengths, smallest))
 
 
 def _column_lengths(kernel: Array, weight: Weight) -> Array:

@@ -48,7 +48,7 @@ def estimate(config: RunConfig, target: Target, step: CompiledStep) -> Estimate:
     """Counts what `step` does and divides by the target's peak rates."""
     rounds = sweep_rounds(_positions_per_sweep(config, step))
     flops = matmul_flops(step.program, rounds)
-    traffic = collective_traffic(step.program, target.count, rounds)
+    traffic = collective_traffic(step.program, target.count, rounds, per_host=target.device.per_host)
     memory = step.memory
     # The teacher is read, the student's state read and written, and what is made on the way written and read.
     state = memory.student + memory.optimizer
@@ -60,8 +60,8 @@ def estimate(config: RunConfig, target: Target, step: CompiledStep) -> Estimate:
         seconds["matrix products"] = (flops.total() - wide) / device.flops + wide / device.flops_float32
         seconds["memory"] = memory_bytes / device.memory_rate
         seconds["links"] = sum(
-            moved.sent / (device.hosts_rate if group > device.per_host else device.link_rate)
-            for (_, group), moved in traffic.items()
+            moved.host_load / device.hosts_rate + (moved.sent - moved.sent_between_hosts) / device.link_rate
+            for moved in traffic.values()
         )
     return Estimate(flops, memory_bytes, traffic, seconds, config.data.batch_size * config.data.max_length)
 

@@ -54,12 +54,11 @@ def largest_report(config: RunConfig, target: Target, largest: list[Largest]) ->
         if found.costs is None:
             table.add_row("none fits", _on_or_off(found.remat), "", "", "", "")
             continue
-        rows = found.batch_size / config.training.micro_batches / target.count
         seconds, rate = found.costs.step_seconds, found.costs.tokens_per_second
         table.add_row(
             f"{found.batch_size:,}",
             _on_or_off(found.remat),
-            f"{rows:g}",
+            f"{found.rows:,}",
             f"{found.peak / GIB:.2f}",
             "" if seconds is None else f"{seconds:.4f}",
             "" if rate is None else f"{rate:,.0f}",

@@ -23,12 +23,14 @@ class Largest:
     Attributes:
         remat: Whether layers are recomputed.
         batch_size: Rows of a batch, over all devices and micro-batches; 0 if not even the smallest fits.
+        rows: Of them, those that a device works on at once.
         peak: Bytes of a device at this size.
         costs: What its step costs; None where nothing fits.
     """
 
     remat: bool
     batch_size: int
+    rows: int = 0
     peak: int = 0
     costs: Estimate | None = None
 
@@ -69,9 +71,11 @@ def largest_batches(
                     return None
             return steps[rows].memory.peak
 
-        rows = unit * search(peak, target.device.usable_memory, start=max(1, config.data.batch_size // unit))
+        units = search(peak, target.device.usable_memory, start=max(1, config.data.batch_size // unit))
+        rows = unit * units
         if rows:
-            found.append(Largest(remat, rows, steps[rows].memory.peak, estimate(sized(rows), target, steps[rows])))
+            costs = estimate(sized(rows), target, steps[rows])
+            found.append(Largest(remat, rows, units, steps[rows].memory.peak, costs))
         else:
             found.append(Largest(remat, 0))
     return found

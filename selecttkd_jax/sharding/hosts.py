@@ -8,9 +8,10 @@ import glob
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,13 +19,26 @@ from selecttkd_jax.checks import InputError
 
 logger = logging.getLogger(__name__)
 
-# By launcher: how many processes there are, which one this is, and what must be there, too. A SLURM batch script has
-# the first two without being one of several tasks; only `srun` sets the third.
+
+class _Launcher(NamedTuple):
+    """The variables of a launcher: how many processes, which one, which on its machine, and what must be there, too."""
+
+    size: str
+    rank: str
+    local_rank: tuple[str, ...]
+    needed: str
+    has_coordinator: bool  # whether JAX or we can tell who the first process is
+
+
+# The innermost first: torchrun may have been started by srun, and Open MPI starts its daemons with it. A SLURM batch
+# script has a size and a rank without being one of several tasks; only `srun` sets the node list of a step.
 _LAUNCHERS = (
-    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_SIZE", "PMI_RANK", "PMI_SIZE"),
-    ("WORLD_SIZE", "RANK", "MASTER_ADDR"),
+    _Launcher("WORLD_SIZE", "RANK", ("LOCAL_RANK",), "MASTER_ADDR", True),
+    _Launcher(
+        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE", True
+    ),
+    _Launcher("PMI_SIZE", "PMI_RANK", ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"), "PMI_SIZE", False),
+    _Launcher("SLURM_NTASKS", "SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NODELIST", True),
 )
 
 
@@ -58,14 +72,12 @@ def join_hosts(hosts: Hosts, timeout: int, environment: Mapping[str, str] | None
     hosts = _completed(hosts, environment)
     if hosts.num_processes == 1 or not _is_cluster(hosts, environment):
         return
-    local = environment.get("LOCAL_RANK")
     try:
         jax.distributed.initialize(
             hosts.coordinator,
             hosts.num_processes,
             hosts.process_id,
-            # torchrun starts one process a GPU; under SLURM and Open MPI, JAX finds its GPU by itself.
-            local_device_ids=None if local is None else [int(local)],
+            local_device_ids=_local_devices(environment),
             heartbeat_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:
@@ -101,19 +113,25 @@ def hosts_from_flags(words: Sequence[str]) -> tuple[Hosts, list[str]]:
 def _completed(hosts: Hosts, environment: Mapping[str, str]) -> Hosts:
     """What was said, and the rest from the environment; raises InputError where they do not fit."""
     count, index, coordinator = hosts.num_processes, hosts.process_id, hosts.coordinator
-    for size, rank, needed in _LAUNCHERS:
-        if {size, rank, needed} <= environment.keys():
-            count = int(environment[size]) if count is None else count
-            index = int(environment[rank]) if index is None else index
-            break
+    launcher = _launcher(environment)
+    if launcher is not None:
+        count = _number(environment, launcher.size) if count is None else count
+        index = _number(environment, launcher.rank) if index is None else index
     if count == 1:
         return Hosts(coordinator, count, index)
-    if coordinator is None and "WORLD_SIZE" in environment and "MASTER_ADDR" in environment:
+    if coordinator is None and launcher is not None and launcher.needed == "MASTER_ADDR":
         # torchrun itself listens on its port.
-        coordinator = f"{environment['MASTER_ADDR']}:{int(environment.get('MASTER_PORT', '29500')) + 1}"
-    if hosts != Hosts() and coordinator is not None and (count is None or index is None):
-        missing = "--num-processes" if count is None else "--process-id"
-        raise InputError(f"--coordinator {coordinator} needs {missing}, too: no launcher says it in the environment")
+        port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 29500
+        coordinator = f"{environment['MASTER_ADDR']}:{port + 1}"
+    known = launcher is not None and launcher.has_coordinator or "JAX_COORDINATOR_ADDRESS" in environment
+    if hosts != Hosts() or launcher is not None:
+        said = {"--coordinator": coordinator or known, "--num-processes": count, "--process-id": index}
+        missing = [flag for flag, value in said.items() if value is None or value is False]
+        if missing:
+            raise InputError(
+                f"to join other processes {' and '.join(missing)} must be given, too: no launcher says it in the "
+                "environment (--num-processes 1 for a run of its own)"
+            )
     if coordinator is not None and ":" not in coordinator:
         raise InputError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
     if count is not None and count < 1:
@@ -129,6 +147,8 @@ def _is_cluster(hosts: Hosts, environment: Mapping[str, str]) -> bool:
         return True
     if "JAX_COORDINATOR_ADDRESS" in environment:
         return True
+    if _has_tpu():
+        return True
     # An indexed job of Kubernetes; a pod by itself is none.
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         if importlib.util.find_spec("kubernetes") is None:
@@ -138,7 +158,37 @@ def _is_cluster(hosts: Hosts, environment: Mapping[str, str]) -> bool:
                 "for a run of its own)"
             )
         return True
-    return _has_tpu()
+    return False
+
+
+def _launcher(environment: Mapping[str, str]) -> _Launcher | None:
+    """What started this process as one of several, if anything did."""
+    return next((one for one in _LAUNCHERS if {one.size, one.rank, one.needed} <= environment.keys()), None)
+
+
+def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the machine's devices are this process's: its own of one process a device, or all (None).
+
+    Said here and not left to JAX, which knows the local ranks of SLURM and Open MPI 4 alone, and takes a single task
+    on a node for one that wants a single device.
+    """
+    launcher = _launcher(environment)
+    if launcher is None:
+        return None
+    if launcher.size == "SLURM_NTASKS" and re.fullmatch(
+        r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    ):
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        count = len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
+        return list(range(count)) or None
+    return next(([_number(environment, name)] for name in launcher.local_rank if name in environment), None)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise InputError(f"the environment's {name} must be a whole number, got {environment[name]!r}") from None
 
 
 def _has_tpu() -> bool:

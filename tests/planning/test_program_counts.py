@@ -91,13 +91,17 @@ def test_traffic_inside_a_loop_counts_each_round(mesh):
     assert traffic["all-reduce", 8].count == LAYERS
 
 
+# How each spelling divides eight devices: the first group, and whether it crosses hosts of four.
 GROUPS = {
-    "replica_groups={{0,1,2,3},{4,5,6,7}}": 4,
-    "replica_groups=[4,2]<=[8]": 2,
-    "replica_groups=[2,4]<=[4,2]T(1,0)": 4,
-    "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_1','axis_2'}": 8,
-    "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_2'}": 4,
-    "replica_groups={}": 8,
+    "replica_groups={{0,1,2,3},{4,5,6,7}}": (4, False),
+    "replica_groups={{0,4},{1,5},{2,6},{3,7}}": (2, True),
+    "replica_groups=[4,2]<=[8]": (2, False),
+    "replica_groups=[2,4]<=[4,2]T(1,0)": (4, True),
+    "replica_groups=[4,2]<=[2,4]T(1,0)": (2, True),
+    "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_1','axis_2'}": (8, True),
+    "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_2'}": (4, False),
+    "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_1'}": (2, True),
+    "replica_groups={}": (8, True),
 }
 
 
@@ -108,7 +112,12 @@ def test_each_spelling_of_groups(groups):
         f"  ROOT %sum = f32[16]{{0}} all-reduce(%x), channel_id=1, {groups}, to_apply=%add\n}}\n"
         "%add (a: f32[], b: f32[]) -> f32[] {\n  ROOT %a = f32[] parameter(0)\n}\n"
     )
-    assert list(collective_traffic(parse(text), 8)) == [("all-reduce", GROUPS[groups])]
+    size, crosses = GROUPS[groups]
+    (key, moved), *others = collective_traffic(parse(text), 8, per_host=4).items()
+    assert key == ("all-reduce", size) and not others
+    assert moved.sent_between_hosts == (moved.sent if crosses else 0)
+    # Of a host's four adapters, those of the group's members there carry it.
+    assert moved.host_load == (moved.sent * 4 / (size / 2) if crosses else 0)
 
 
 def test_the_start_of_a_gather_is_counted_once_and_its_end_is_not():
