@@ -1,7 +1,8 @@
 """Several processes as one run: who they are, from flags or from what the launcher left in the environment.
 
 JAX itself recognises SLURM, Open MPI, Kubernetes jobs and Cloud TPU pods. Here it is decided whether this is such a run
-at all, and what JAX does not recognise is filled in: `torchrun` and launchers of the MPICH family.
+at all, and what JAX does not recognise is filled in: `torchrun`, launchers of the MPICH family, and which devices of a
+machine belong to a process.
 """
 
 import glob
@@ -20,25 +21,50 @@ from selecttkd_jax.checks import InputError
 logger = logging.getLogger(__name__)
 
 
-class _Launcher(NamedTuple):
-    """The variables of a launcher: how many processes, which one, which on its machine, and what must be there, too."""
+@dataclass(frozen=True)
+class _Launcher:
+    """The environment variables of one kind of launcher.
+
+    Attributes:
+        size: How many processes there are.
+        rank: Which one this is.
+        local_rank: Which one of those on this machine; the first that is set.
+        one_each: Two variables that are equal where each machine has one process; the second may be a number.
+        needed: What must be there, too.
+        finds_coordinator: What must be there for JAX to find the first process by itself; None if it cannot.
+    """
 
     size: str
     rank: str
     local_rank: tuple[str, ...]
+    one_each: tuple[str, str]
     needed: str
-    has_coordinator: bool  # whether JAX or we can tell who the first process is
+    finds_coordinator: str | None
 
 
-# The innermost first: torchrun may have been started by srun, and Open MPI starts its daemons with it. A SLURM batch
-# script has a size and a rank without being one of several tasks; only `srun` sets the node list of a step.
+# The innermost first: in a SLURM allocation, torchrun is started by srun, and Open MPI starts its daemons with it, so
+# that their processes have SLURM's variables, too, which then count the machines. A SLURM batch script has the first
+# two without being one of several tasks; only `srun` sets the list of nodes.
 _LAUNCHERS = (
-    _Launcher("WORLD_SIZE", "RANK", ("LOCAL_RANK",), "MASTER_ADDR", True),
+    _Launcher("WORLD_SIZE", "RANK", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE", "1"), "MASTER_ADDR", "MASTER_ADDR"),
     _Launcher(
-        "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",), "OMPI_COMM_WORLD_SIZE", True
+        *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",)),
+        one_each=("OMPI_COMM_WORLD_LOCAL_SIZE", "1"),
+        needed="OMPI_COMM_WORLD_SIZE",
+        finds_coordinator="OMPI_MCA_orte_hnp_uri",  # up to version 4
     ),
-    _Launcher("PMI_SIZE", "PMI_RANK", ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"), "PMI_SIZE", False),
-    _Launcher("SLURM_NTASKS", "SLURM_PROCID", ("SLURM_LOCALID",), "SLURM_STEP_NODELIST", True),
+    _Launcher(
+        *("PMI_SIZE", "PMI_RANK", ("MPI_LOCALRANKID", "PMI_LOCAL_RANK")),
+        one_each=("MPI_LOCALNRANKS", "1"),
+        needed="PMI_SIZE",
+        finds_coordinator=None,
+    ),
+    _Launcher(
+        *("SLURM_NTASKS", "SLURM_PROCID", ("SLURM_LOCALID",)),
+        one_each=("SLURM_STEP_NUM_NODES", "SLURM_NTASKS"),
+        needed="SLURM_STEP_NODELIST",
+        finds_coordinator="SLURM_STEP_NODELIST",
+    ),
 )
 
 
@@ -69,7 +95,8 @@ def join_hosts(hosts: Hosts, timeout: int, environment: Mapping[str, str] | None
         InputError: What was said does not fit together, or the other processes do not come within five minutes.
     """
     environment = os.environ if environment is None else environment
-    hosts = _completed(hosts, environment)
+    launcher = _launcher(hosts, environment)
+    hosts = _completed(hosts, launcher, environment)
     if hosts.num_processes == 1 or not _is_cluster(hosts, environment):
         return
     try:
@@ -77,7 +104,7 @@ def join_hosts(hosts: Hosts, timeout: int, environment: Mapping[str, str] | None
             hosts.coordinator,
             hosts.num_processes,
             hosts.process_id,
-            local_device_ids=_local_devices(environment),
+            local_device_ids=_local_devices(hosts, launcher, environment),
             heartbeat_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:
@@ -110,42 +137,94 @@ def hosts_from_flags(words: Sequence[str]) -> tuple[Hosts, list[str]]:
     return Hosts(**said), rest
 
 
-def _completed(hosts: Hosts, environment: Mapping[str, str]) -> Hosts:
+def _launcher(hosts: Hosts, environment: Mapping[str, str]) -> _Launcher | None:
+    """Who started this process; None if nobody did, or if the launcher counts other processes than was said."""
+    for launcher in _LAUNCHERS:
+        if {launcher.size, launcher.rank, launcher.needed} <= environment.keys():
+            if launcher.size == "PMI_SIZE" and _is_sruns(environment):
+                continue
+            size, rank = _number(environment, launcher.size), _number(environment, launcher.rank)
+            fits = hosts.num_processes in (None, size) and hosts.process_id in (None, rank)
+            return launcher if fits else None
+    return None
+
+
+def _is_sruns(environment: Mapping[str, str]) -> bool:
+    """Whether srun itself speaks PMI to its tasks (`--mpi=pmi2`): then SLURM's variables say the same, and more."""
+    return all(
+        environment[pmi] == environment.get(slurm)
+        for pmi, slurm in (("PMI_SIZE", "SLURM_NTASKS"), ("PMI_RANK", "SLURM_PROCID"))
+    )
+
+
+def _completed(hosts: Hosts, launcher: _Launcher | None, environment: Mapping[str, str]) -> Hosts:
     """What was said, and the rest from the environment; raises InputError where they do not fit."""
-    count, index, coordinator = hosts.num_processes, hosts.process_id, hosts.coordinator
-    launcher = _launcher(environment)
+    coordinator = hosts.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    count, index, found = hosts.num_processes, hosts.process_id, coordinator is not None
     if launcher is not None:
-        count = _number(environment, launcher.size) if count is None else count
-        index = _number(environment, launcher.rank) if index is None else index
-    if count == 1:
-        return Hosts(coordinator, count, index)
-    if coordinator is None and launcher is not None and launcher.needed == "MASTER_ADDR":
-        # torchrun itself listens on its port.
-        port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else 29500
-        coordinator = f"{environment['MASTER_ADDR']}:{port + 1}"
-    known = launcher is not None and launcher.has_coordinator or "JAX_COORDINATOR_ADDRESS" in environment
-    if hosts != Hosts() or launcher is not None:
-        said = {"--coordinator": coordinator or known, "--num-processes": count, "--process-id": index}
-        missing = [flag for flag, value in said.items() if value is None or value is False]
-        if missing:
-            raise InputError(
-                f"to join other processes {' and '.join(missing)} must be given, too: no launcher says it in the "
-                "environment (--num-processes 1 for a run of its own)"
-            )
-    if coordinator is not None and ":" not in coordinator:
-        raise InputError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+        count, index = _number(environment, launcher.size), _number(environment, launcher.rank)
+        found = found or (launcher.finds_coordinator or "") in environment
+        if coordinator is None and "MASTER_ADDR" in environment and launcher.needed == "MASTER_ADDR":
+            # torchrun itself listens on its port.
+            port = _number({"MASTER_PORT": "29500", **environment}, "MASTER_PORT") + 1
+            coordinator = f"{environment['MASTER_ADDR']}:{port}"
     if count is not None and count < 1:
         raise InputError(f"--num-processes must be at least 1, got {count}")
     if count is not None and index is not None and not 0 <= index < count:
         raise InputError(f"--process-id must be from 0 to {count - 1} (--num-processes {count}), got {index}")
+    if count == 1:
+        return Hosts(coordinator, count, index)
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    if hosts != Hosts() or launcher is not None:
+        known = {"--coordinator": found, "--num-processes": count is not None, "--process-id": index is not None}
+        missing = " and ".join(flag for flag, is_known in known.items() if not is_known)
+        if missing:
+            raise InputError(
+                f"{_said(hosts, launcher)} needs {missing}, too: nothing in the environment says it (--num-processes 1 "
+                "for a run of its own)"
+            )
     return Hosts(coordinator, count, index)
+
+
+def _said(hosts: Hosts, launcher: _Launcher | None) -> str:
+    """What was said about the processes, in the words it was said in."""
+    flags = {"--coordinator": hosts.coordinator, "--num-processes": hosts.num_processes}
+    flags["--process-id"] = hosts.process_id
+    said = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+    return said or f"a run of several processes ({launcher.size if launcher else ''} in the environment)"
+
+
+def _local_devices(hosts: Hosts, launcher: _Launcher | None, environment: Mapping[str, str]) -> list[int] | None:
+    """The devices of this machine that are this process's: [] is all of them, None leaves it to JAX.
+
+    JAX would give a process SLURM's local index wherever that is in the environment, even to one that has the machine
+    to itself, and Open MPI's only up to version 4. With a list, be it empty, it asks nobody.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment or (hosts.num_processes is None and launcher is None):
+        return None
+    if launcher is None:
+        return []
+    first, second = launcher.one_each
+    if first in environment and environment[first] == environment.get(second, second):
+        return []
+    indices = [_number(environment, name) for name in launcher.local_rank if name in environment]
+    return indices[:1]
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise InputError(f"{name} in the environment must be a whole number, got {environment[name]!r}") from None
 
 
 def _is_cluster(hosts: Hosts, environment: Mapping[str, str]) -> bool:
     """Whether there are other processes to join."""
     if hosts.coordinator is not None or (hosts.num_processes or 1) > 1:
         return True
-    if "JAX_COORDINATOR_ADDRESS" in environment:
+    # Before Kubernetes, whose package JAX does not need where the pods have a TPU.
+    if _has_tpu() or "TPU_WORKER_HOSTNAMES" in environment:
         return True
     if _has_tpu():
         return True
@@ -161,40 +240,13 @@ def _is_cluster(hosts: Hosts, environment: Mapping[str, str]) -> bool:
     return False
 
 
-def _launcher(environment: Mapping[str, str]) -> _Launcher | None:
-    """What started this process as one of several, if anything did."""
-    return next((one for one in _LAUNCHERS if {one.size, one.rank, one.needed} <= environment.keys()), None)
-
-
-def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the machine's devices are this process's: its own of one process a device, or all (None).
-
-    Said here and not left to JAX, which knows the local ranks of SLURM and Open MPI 4 alone, and takes a single task
-    on a node for one that wants a single device.
-    """
-    launcher = _launcher(environment)
-    if launcher is None:
-        return None
-    if launcher.size == "SLURM_NTASKS" and re.fullmatch(
-        r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
-    ):
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        count = len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
-        return list(range(count)) or None
-    return next(([_number(environment, name)] for name in launcher.local_rank if name in environment), None)
-
-
-def _number(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise InputError(f"the environment's {name} must be a whole number, got {environment[name]!r}") from None
-
-
 def _has_tpu() -> bool:
     """Whether this is a TPU machine, which may be one of several: JAX asks the machine."""
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    found = bool(chips) and importlib.util.find_spec("libtpu") is not None
+    if chips and not found and not glob.glob("/dev/nvidia[0-9]*"):
+        logger.warning("%s may be a TPU, but libtpu is missing: pip install 'jax[tpu]' to train on it", chips[0])
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,11 @@
 """Who this process is among others: from flags, from what launchers leave in the environment, or nobody but itself."""
 
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import jax
 import pytest
+from jax._src import distributed
 
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.sharding import Hosts, hosts, hosts_from_flags, join_hosts
@@ -12,16 +16,27 @@ SLURM = {
     "SLURM_PROCID": "9",
     "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_NODES": "2",
 }
-TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29400"}
-OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
-ONE_A_NODE = SLURM | {
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+SLURM_ONE_A_NODE = SLURM | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+TORCHRUN = {
+    "WORLD_SIZE": "16",
+    "RANK": "11",
+    "LOCAL_RANK": "3",
+    "LOCAL_WORLD_SIZE": "8",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29400",
 }
+OPEN_MPI_5 = {
+    "OMPI_COMM_WORLD_SIZE": "16",
+    "OMPI_COMM_WORLD_RANK": "11",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+}
+OPEN_MPI_4 = OPEN_MPI_5 | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
+MPICH = {"PMI_SIZE": "16", "PMI_RANK": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "8"}
 JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+AT = "node1:12355"
 
 
 @pytest.fixture
@@ -52,26 +67,19 @@ def test_a_process_by_itself_joins_nobody(joined, said, environment):
 @pytest.mark.parametrize(
     "said, environment, who, local",
     [
-        (Hosts("node1:12355", 2, 0), {}, ("node1:12355", 2, 0), None),
-        (Hosts("node1:12355", 2, 0), SLURM, ("node1:12355", 2, 0), [1]),
+        (Hosts(AT, 2, 0), {}, (AT, 2, 0), []),
+        (Hosts(AT, 2, 0), SLURM, (AT, 2, 0), []),  # SLURM counts something else
+        (Hosts(AT, 16, 9), SLURM, (AT, 16, 9), [1]),
+        (Hosts(AT), SLURM, (AT, 16, 9), [1]),
         (Hosts(), SLURM, (None, 16, 9), [1]),
-        # One process for all GPUs of a node; none are to be seen here, or four.
-        (Hosts(), ONE_A_NODE, (None, 2, 1), None),
-        (
-            Hosts("node1:12355", 2, 1),
-            ONE_A_NODE | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
-            ("node1:12355", 2, 1),
-            [0, 1, 2, 3],
-        ),
-        (Hosts(), OPEN_MPI, (None, 2, 1), [1]),
-        (Hosts("node1:12355"), OPEN_MPI, ("node1:12355", 2, 1), [1]),
-        (Hosts("node1:12355"), {"PMI_SIZE": "3", "PMI_RANK": "2"}, ("node1:12355", 3, 2), None),
-        (Hosts("node1:1"), {"PMI_SIZE": "3", "PMI_RANK": "2", "MPI_LOCALRANKID": "0"}, ("node1:1", 3, 2), [0]),
-        (Hosts(), TORCHRUN, ("node1:29401", 4, 3), [1]),
-        # The innermost of two launchers counts.
-        (Hosts(), SLURM | TORCHRUN, ("node1:29401", 4, 3), [1]),
-        (Hosts(), SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"} | OPEN_MPI, (None, 2, 1), [1]),
-        (Hosts(), {"JAX_COORDINATOR_ADDRESS": "node1:12355"} | OPEN_MPI, (None, 2, 1), [1]),
+        (Hosts(), SLURM | {"PMI_SIZE": "16", "PMI_RANK": "9"}, (None, 16, 9), [1]),  # srun --mpi=pmi2
+        (Hosts(AT), OPEN_MPI_5, (AT, 16, 11), [3]),
+        (Hosts(), OPEN_MPI_4, (None, 16, 11), [3]),
+        (Hosts(AT), MPICH, (AT, 16, 11), [3]),
+        (Hosts(AT), {"PMI_SIZE": "3", "PMI_RANK": "2", "PMI_LOCAL_RANK": "1"}, (AT, 3, 2), [1]),
+        (Hosts(), TORCHRUN, ("node1:29401", 16, 11), [3]),
+        (Hosts(), {"JAX_COORDINATOR_ADDRESS": AT} | OPEN_MPI_5, (AT, 16, 11), [3]),
+        (Hosts(), TORCHRUN | {"JAX_LOCAL_DEVICE_IDS": "0,1"}, ("node1:29401", 16, 11), None),
     ],
 )
 def test_who_is_who(joined, said, environment, who, local):
@@ -80,15 +88,73 @@ def test_who_is_who(joined, said, environment, who, local):
 
 
 @pytest.mark.parametrize(
+    "said, inner, who",
+    [
+        (Hosts(), TORCHRUN, ("node1:29401", 16, 11)),
+        (Hosts(), OPEN_MPI_4, (None, 16, 11)),
+        (Hosts(AT), OPEN_MPI_5, (AT, 16, 11)),
+        (Hosts(AT), MPICH, (AT, 16, 11)),
+    ],
+)
+def test_the_innermost_launcher_says_who_is_who(joined, said, inner, who):
+    """Started by srun, one a node, and themselves starting eight processes there."""
+    join_hosts(said, 60, SLURM_ONE_A_NODE | inner)
+    assert joined == [(who, {"local_device_ids": [3], "heartbeat_timeout_seconds": 60})]
+
+
+@pytest.mark.parametrize(
+    "said, environment",
+    [
+        (Hosts(), SLURM_ONE_A_NODE),
+        (Hosts("node1:12355", 2, 1), SLURM_ONE_A_NODE),
+        (Hosts(), TORCHRUN | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}),
+        (Hosts(AT), OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}),
+        (Hosts(AT), MPICH | {"MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"}),
+    ],
+)
+def test_one_process_a_machine_has_all_its_devices(joined, said, environment):
+    join_hosts(said, 60, environment)
+    assert joined[0][1]["local_device_ids"] == []
+
+
+@pytest.mark.parametrize(
+    "local, visible",
+    [(OPEN_MPI_5, ["3"]), (OPEN_MPI_5 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []), (SLURM_ONE_A_NODE, [])],
+)
+def test_jax_takes_the_devices_it_is_told(monkeypatch, local, visible):
+    """All of JAX but the connection: what it makes of an empty list, whichever launcher it could ask itself."""
+    client = SimpleNamespace(connect=lambda: None)
+    made = SimpleNamespace(get_distributed_runtime_client=lambda *_, **__: client, create_preemption_sync_manager=Mock)
+    monkeypatch.setattr("jax._src.distributed._jax", made)
+    monkeypatch.setattr(jax.distributed, "initialize", distributed.State().initialize)
+    updates = []
+    monkeypatch.setattr("jax._src.config.update", lambda name, value: updates.append((name, value)))
+    for name, value in (SLURM_ONE_A_NODE | local).items():
+        monkeypatch.setenv(name, value)
+    join_hosts(Hosts(AT), 60)
+    assert [value for name, value in updates if name == "jax_cuda_visible_devices"] == visible
+
+
+@pytest.mark.parametrize(
     "said, environment, message",
     [
-        (Hosts("node1:12355"), {}, "--num-processes and --process-id must be given, too"),
-        (Hosts("node1:12355", 2), {}, "join other processes --process-id must be given, too"),
-        (Hosts(process_id=1), {}, "--coordinator and --num-processes must be given, too"),
-        (Hosts(None, 2, 1), {}, "processes --coordinator must be given, too"),
-        (Hosts(), {"PMI_SIZE": "3", "PMI_RANK": "2"}, "processes --coordinator must be given, too"),
-        (Hosts(), TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT must be a whole number, got 'x'"),
+        (Hosts(AT), {}, "^--coordinator node1:12355 needs --num-processes and --process-id, too: nothing in the env"),
+        (Hosts(AT, 2), {}, "^--coordinator node1:12355 --num-processes 2 needs --process-id, too"),
+        (Hosts(process_id=1), {}, "^--process-id 1 needs --coordinator and --num-processes, too"),
+        (Hosts(num_processes=2), {}, "^--num-processes 2 needs --coordinator and --process-id, too"),
+        (Hosts(num_processes=2), SLURM, "^--num-processes 2 needs --coordinator and --process-id, too"),
+        (Hosts(None, 2, 1), {}, "^--num-processes 2 --process-id 1 needs --coordinator, too"),
+        (Hosts(None, 1, 1), {}, r"--process-id must be from 0 to 0 \(--num-processes 1\), got 1"),
+        (
+            Hosts(),
+            OPEN_MPI_5,
+            r"several processes \(OMPI_COMM_WORLD_SIZE in the environment\) needs --coordinator, too",
+        ),
+        (Hosts(), MPICH, r"several processes \(PMI_SIZE in the environment\) needs --coordinator, too"),
+        (Hosts(), TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT in the environment must be a whole number, got 'x'"),
+        (Hosts(), TORCHRUN | {"RANK": ""}, "RANK in the environment must be a whole number, got ''"),
         (Hosts("node1", 2, 0), {}, "--coordinator must be HOST:PORT, got 'node1'"),
+        (Hosts("node1:http", 2, 0), {}, "--coordinator must be HOST:PORT, got 'node1:http'"),
         (Hosts("node1:12355", 2, 2), {}, r"--process-id must be from 0 to 1 \(--num-processes 2\), got 2"),
         (Hosts("node1:12355", 0, 0), {}, "--num-processes must be at least 1, got 0"),
         (Hosts(), JOB, r"the kubernetes package is missing: pip install 'jax\[k8s\]'.*--process-id"),
@@ -101,11 +167,22 @@ def test_what_does_not_fit_is_refused(joined, said, environment, message):
 
 
 def test_a_tpu_is_asked_before_kubernetes(joined, monkeypatch):
-    """The pods of a JobSet on GKE are an indexed job's; JAX needs no package to join those of a TPU slice."""
+    """The pods of a JobSet are those of an indexed job, too; JAX needs no kubernetes package for them."""
+    join_hosts(Hosts(), 60, JOB | {"TPU_WORKER_HOSTNAMES": "a,b"})
     monkeypatch.setattr(hosts.glob, "glob", lambda pattern: ["/dev/vfio/0"] if "vfio" in pattern else [])
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: object() if name == "libtpu" else None)
-    join_hosts(Hosts(), 100, JOB)
-    assert [who for who, _ in joined] == [(None, None, None)]
+    join_hosts(Hosts(), 60, JOB)
+    join_hosts(Hosts(), 60, {})
+    assert joined == 3 * [((None, None, None), {"local_device_ids": None, "heartbeat_timeout_seconds": 60})]
+
+
+@pytest.mark.parametrize("others, warned", [([], True), (["/dev/nvidia0"], False)])
+def test_a_tpu_that_cannot_be_used_is_mentioned(joined, monkeypatch, caplog, others, warned):
+    devices = {"/dev/accel[0-9]*": ["/dev/accel0"], "/dev/nvidia[0-9]*": others}
+    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: devices.get(pattern, []))
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
+    join_hosts(Hosts(), 60, {})
+    assert joined == [] and ("/dev/accel0 may be a TPU, but libtpu is missing" in caplog.text) == warned
 
 
 def test_others_that_do_not_come_are_one_line(joined, monkeypatch):
