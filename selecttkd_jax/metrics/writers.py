@@ -44,6 +44,7 @@ class MetricsWriter:
         self._csv = directory / "metrics.csv"
         self._writes = writes
         self.rows: list[Row] = []
+        # Read by every process: a finished run that is started again has no others.
         if resume_step and self._jsonl.exists():
             self.rows = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step]
         if not writes:

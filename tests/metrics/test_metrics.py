@@ -42,6 +42,19 @@ def test_resuming_drops_the_rows_that_will_be_written_again(tmp_path):
     assert table[0]["held_out/kl"] == "" and table[3]["held_out/kl"] == "1.25"
 
 
+def test_a_process_that_writes_nothing_knows_the_rows_before_it(tmp_path):
+    first = MetricsWriter(tmp_path)
+    for step in range(3):
+        first.write({"step": step, "held_out/kl": 2.0 - step})
+    first.close()
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    other = MetricsWriter(tmp_path, resume_step=1, writes=False)
+    assert other.rows == first.rows[:2]
+    other.write({"step": 2, "loss": 0.5})
+    other.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
+
+
 def test_plot_needs_a_run_with_steps(tmp_path):
     with pytest.raises(InputError, match=r"no metrics\.jsonl"):
         plot_run(tmp_path)

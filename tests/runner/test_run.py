@@ -12,7 +12,7 @@ from runner.tiny_run import with_output
 from selecttkd_jax import models, runner
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.config import load_config
-from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.metrics import MetricsWriter, read_metrics
 from selecttkd_jax.progress import StepProgress
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
@@ -92,6 +92,13 @@ def test_a_finished_run_started_again_changes_nothing(whole, config):
     before = rows_of(whole.directory)
     again = runner.train(with_output(config, whole.directory))
     assert rows_of(whole.directory) == before and again.after == whole.after
+
+
+def test_a_finished_run_started_again_ends_well_in_a_process_that_writes_nothing(whole, config, monkeypatch):
+    """All processes but the first one of several."""
+    monkeypatch.setattr(runner, "MetricsWriter", lambda *about, writes: MetricsWriter(*about, writes=False))
+    again = runner.train(with_output(config, whole.directory))
+    assert again.before == whole.before and again.after == whole.after
 
 
 def test_another_config_on_the_same_output_is_refused_and_names_the_option(whole, config):
