@@ -39,6 +39,10 @@ On several hosts, each runs the same train or evaluate command. SLURM, MPI, Kube
 recognised; elsewhere say --coordinator HOST:PORT (of the first process), --num-processes N and --process-id I.
 """
 
+HOSTS = (
+    "On several hosts, where no launcher says who is who: --coordinator HOST:PORT (of the first process), "
+    "--num-processes N and --process-id I (from 0); see docs/clusters.md."
+)
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -270,7 +274,8 @@ def _run(command: str, words: list[str]) -> int:
     if command not in COMMANDS:
         known = ["plan", "train", *COMMANDS]
         raise InputError(f"no command {command!r}{did_you_mean(command, known)}; there are {', '.join(known)}")
-    parsed = _parse(COMMANDS[command], words, f"selecttkd {command}")
+    about = {"description": f"{Evaluate.__doc__} {HOSTS}"} if command == "evaluate" else {}
+    parsed = _parse(COMMANDS[command], words, f"selecttkd {command}", **about)
     if parsed is not None:
         parsed.run(*([hosts] if command == "evaluate" else []))
     return 0
@@ -309,7 +314,7 @@ def _train(words: list[str], hosts: Any) -> int:
     config = _configuration(
         "train",
         words,
-        "Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory.",
+        f"Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory. {HOSTS}",
     )
     if config is None:
         return 0

@@ -227,6 +227,8 @@ def make_step(
 
 def check_output(config: RunConfig, directory: Path) -> None:
     """Raises InputError when `directory` holds anything but this very run, or a start that saved nothing yet."""
+    if "://" in config.output:
+        raise InputError(f"output {config.output} is a URL; name a directory, of storage that is mounted on every host")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"output {directory} is a file; name a directory")
     if not directory.is_dir() or not any(directory.iterdir()):

@@ -45,6 +45,13 @@ def test_the_help_of_train_knows_the_sections_that_may_be_left_out(capsys):
     assert "--lora.rank INT" in out and "Without a [lora] section" in out
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_the_help_knows_the_flags_of_several_hosts(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(flag in out for flag in ("--coordinator HOST:PORT", "--num-processes N", "--process-id I"))
+
+
 def break_model(name, change):
     def apply(root):
         path = root / "tiny" / name / "config.json"
@@ -121,6 +128,8 @@ def test_bad_files_are_named_in_one_line_and_nothing_is_written(case, run_files,
         (["--mesh.tensor", "4"], "H = 2 does not divide over tensor = 4; choose a mesh.tensor that divides 2"),
         (["--mesh.student", "fdsp"], "did you mean 'fsdp'?"),
         (["--coordinator", "somewhere", "--num-processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+        (["--process-id", "0"], "--process-id 0 needs --coordinator and --num-processes, too"),
+        (["--output", "gs://bucket/run"], "output gs://bucket/run is a URL; name a directory"),
         (["--num-processes", "two"], "--num-processes must be a whole number, got 'two'"),
         (["--lora.rank", "0"], "lora.rank must be at least 1, got 0"),
         (["--lora.targets", "q_porj"], "did you mean 'q_proj'?"),
