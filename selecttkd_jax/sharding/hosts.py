@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -225,8 +225,6 @@ def _is_cluster(hosts: Hosts, environment: Mapping[str, str]) -> bool:
         return True
     # Before Kubernetes, whose package JAX does not need where the pods have a TPU.
     if _has_tpu() or "TPU_WORKER_HOSTNAMES" in environment:
-        return True
-    if _has_tpu():
         return True
     # An indexed job of Kubernetes; a pod by itself is none.
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
