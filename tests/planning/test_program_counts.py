@@ -120,6 +120,20 @@ def test_each_spelling_of_groups(groups):
     assert moved.host_load == (moved.sent * 4 / (size / 2) if crosses else 0)
 
 
+def test_a_sum_of_which_a_part_is_taken_is_a_reduce_scatter():
+    text = (
+        "%all-reduce-scatter.3 (input: f32[16]) -> f32[4] {\n  %input = f32[16]{0} parameter(0)\n"
+        "  %sum = f32[16]{0} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add\n"
+        "  %start = s32[] constant(0)\n"
+        "  ROOT %part = f32[4]{0} dynamic-slice(%sum, %start), dynamic_slice_sizes={4}\n}\n"
+        "ENTRY %main (x: f32[16]) -> f32[4] {\n  %x = f32[16]{0} parameter(0)\n"
+        "  ROOT %fusion = f32[4]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3\n}\n"
+        "%add (a: f32[], b: f32[]) -> f32[] {\n  ROOT %a = f32[] parameter(0)\n}\n"
+    )
+    ((key, moved),) = collective_traffic(parse(text), 4).items()
+    assert key == ("reduce-scatter", 4) and (moved.payload, moved.sent) == (64, 48)
+
+
 def test_the_start_of_a_gather_is_counted_once_and_its_end_is_not():
     text = (
         "ENTRY %main (x: bf16[16]) -> bf16[64] {\n  %x = bf16[16]{0} parameter(0)\n"
