@@ -149,6 +149,25 @@ def test_held_out_rows_that_are_trained_on_are_reported(config, caplog):
     assert "5 of 5 held-out rows are training rows too" in caplog.text
 
 
+def test_evaluation_takes_no_more_rows_at_once_than_a_step(config, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    taken = []
+    place = runner.place_batch
+    monkeypatch.setattr(
+        runner,
+        "place_batch",
+        lambda mesh, batch, rows: (taken.append(len(batch.input_ids)), place(mesh, batch, rows))[1],
+    )
+    rows, parts = config.data.batch_size, 2
+    assert rows % parts == 0
+    cut = replace(config, training=replace(config.training, micro_batches=parts, steps=1))
+    found = runner.train(with_output(cut, tmp_path / "run"))
+    assert set(taken) == {rows, rows // parts}  # of training, and of evaluation
+    whole = runner.train(with_output(replace(config, training=replace(config.training, steps=1)), tmp_path / "whole"))
+    assert found.before == pytest.approx(whole.before, rel=1e-5)
+
+
 def test_a_directory_with_other_files_is_refused_untouched(config, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds files but no run"):

@@ -67,3 +67,34 @@ def test_adapters_of_divided_weights_take_the_steps_of_one_device():
     chex.assert_trees_all_close(spread, alone, rtol=1e-4, atol=1e-5)
     assert expected[2] < expected[0]
     assert kernel.dtype == jnp.int8 and kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_a_merge_lies_where_the_weights_lie_and_no_device_makes_the_whole_change(monkeypatch):
+    _, base, lora, _ = example()
+    expected = models.merge_lora(base_on(jax.devices()[:1], MeshConfig(), base), lora, LORA)
+    programs = []
+
+    def jit(function, **options):
+        compiled_here = real_jit(function, **options)
+
+        def call(*arguments):
+            programs.append(compiled_here.lower(*arguments).compile().as_text())
+            return compiled_here(*arguments)
+
+        return call
+
+    real_jit = jax.jit
+    on_mesh = base_on(jax.devices(), MeshConfig(fsdp=4, tensor=2), base)
+    monkeypatch.setattr(jax, "jit", jit)
+    merged = models.merge_lora(on_mesh, lora, LORA)
+    monkeypatch.undo()
+    chex.assert_trees_all_close(merged, expected, rtol=1e-5, atol=1e-6)
+    kernel, before = (tree["layers"]["mlp"]["up"]["kernel"] for tree in (merged, on_mesh))
+    assert kernel.sharding == before.sharding and kernel.addressable_shards[0].data.size == kernel.size // 8
+    whole = "f32[" + ",".join(map(str, kernel.shape)) + "]"
+    assert len(programs) == len(LORA.targets) and not any(whole in text for text in programs)
+
+
+def base_on(devices, mesh_config, base):
+    mesh = make_mesh(mesh_config, devices)
+    return jax.device_put(base, models.shardings(CONFIG, mesh, PRESETS["fsdp+tensor"]))
