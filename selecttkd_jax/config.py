@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import tomllib
 import types
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,12 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         elif _as_list(left) != _as_list(right):
             found.append(f"{prefix}{name} ({left} there, {right} here)")
     return found
+
+
+def option_digests(config: RunConfig) -> dict[str, int]:
+    """A checksum of each section, and of each option outside of them, by its name in a sentence."""
+    values = {entry.name: repr(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
+    return {f"{name} in the configuration": zlib.crc32(value.encode()) for name, value in values.items()}
 
 
 def _as_list(value: Any) -> Any:

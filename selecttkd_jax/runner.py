@@ -14,20 +14,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selecttkd_jax import data, generation, models
 from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.compilation import compiled_ahead
-from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, save_config
+from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, option_digests, save_config
 from selecttkd_jax.distill import log_shared_width
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.progress import StepProgress, progress_bar
-from selecttkd_jax.sharding import PRESETS, check_rows, make_mesh, place_batch, process_share
+from selecttkd_jax.sharding import PRESETS, check_agreement, check_rows, make_mesh, place_batch, process_share
 from selecttkd_jax.training import (
     Checkpoints,
     StepMetrics,
@@ -35,6 +34,7 @@ from selecttkd_jax.training import (
     TrainStep,
     abstract_state,
     init_state,
+    latest_step,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
@@ -99,7 +99,12 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     prepared = prepare(config)
     student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
     first = jax.process_index() == 0
-    multihost_utils.sync_global_devices("every process has checked what it needs")
+    learned, saved = prepared.train_rows, latest_step(directory / "checkpoints")
+    facts = {
+        f"the training rows ({len(learned)} here)": learned.fingerprint,
+        f"the checkpoint (step {saved} here)": saved,
+    }
+    check_agreement(option_digests(config) | facts)
     if first:
         directory.mkdir(parents=True, exist_ok=True)
         save_config(config, directory / "config.toml")
@@ -239,7 +244,7 @@ def check_output(config: RunConfig, directory: Path) -> None:
         )
     for name in ("student", "adapter"):
         models.check_replaceable(directory / name)
-    if not any((directory / "checkpoints").glob("step_*[0-9]")):
+    if latest_step(directory / "checkpoints") is None:
         return
     there = config_to_dict(load_config(directory / "config.toml"))
     changed = differences(there, config_to_dict(config))

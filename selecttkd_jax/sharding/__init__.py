@@ -1,5 +1,6 @@
 """Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
+from selecttkd_jax.sharding.agreement import check_agreement
 from selecttkd_jax.sharding.constraints import automatic_axes, divided_by_rows, exchanged, padded_vocabulary
 from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
@@ -13,6 +14,7 @@ __all__ = [
     "Rules",
     "array_from_slices",
     "automatic_axes",
+    "check_agreement",
     "check_rows",
     "divided_by_rows",
     "exchanged",

@@ -5,6 +5,7 @@ leaves the previous checkpoint as the newest.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save under way."""
         self._manager.close()
+
+
+def latest_step(directory: Path) -> int | None:
+    """The step of the newest whole checkpoint in `directory`, or None; nothing is made, nobody waited for."""
+    names = [path.name for path in directory.glob("step_*")]
+    return max((int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name)), default=None)
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,5 @@
 """Two real processes, four devices each, through the command line: the numbers of one process, and what becomes of one
-that is left alone."""
+that is left alone. Who is who comes from the flags, or from the variables that launchers leave."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,16 +24,26 @@ from selecttkd_jax.sharding import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
-# Runs the command; notes how many numbers of weights it read; falls silent before some batch, like a host that hangs.
+# Runs the command; notes how many numbers of weights it read, and which GPUs JAX was to take; falls silent before some
+# batch, like a host that hangs.
 WORKER = """
 import os, signal, sys
 from pathlib import Path
+from jax._src import config
 from selecttkd_jax import runner
 from selecttkd_jax.cli import main
 from selecttkd_jax.models import weights
 
 silent_at, report, *words = sys.argv[1:]
-read, placed = 0, 0
+read, placed, visible = 0, 0, "all"
+update = config.update
+
+def updating(name, value):
+    global visible
+    visible = value if name == "jax_cuda_visible_devices" else visible
+    update(name, value)
+
+config.update = updating
 tensor, place_batch = weights._tensor, runner.place_batch
 
 def counting(path, name, part):
@@ -44,6 +55,7 @@ def counting(path, name, part):
 def placing(mesh, batch, rows):
     global placed
     placed += 1
+    Path(report + "_devices").write_text(visible)
     if placed == int(silent_at):
         os.kill(os.getpid(), signal.SIGSTOP)
     return place_batch(mesh, batch, rows)
@@ -79,20 +91,44 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start_both(directory, config, words=((), ()), silent_at=(0, 0)):
+def by_flags(index, port):
+    """`--coordinator` and the rest, where srun started one process a node."""
+    flags = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(index)]
+    return flags, slurm(index)
+
+
+def by_torchrun(index, port):
+    """torchrun, two processes a machine, started by srun."""
+    said = {"WORLD_SIZE": 2, "RANK": index, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": 2}
+    return [], slurm(0) | said | {"MASTER_ADDR": "localhost", "MASTER_PORT": port - 1}
+
+
+def by_open_mpi(index, port):
+    """Open MPI 5, which tells JAX no coordinator."""
+    said = {"SIZE": 2, "RANK": index, "LOCAL_RANK": index, "LOCAL_SIZE": 2}
+    return ["--coordinator", f"localhost:{port}"], {f"OMPI_COMM_WORLD_{name}": value for name, value in said.items()}
+
+
+def slurm(index):
+    said = {"JOB_ID": 7, "NTASKS": 2, "PROCID": index, "LOCALID": 0, "STEP_NODELIST": "n[1-2]", "STEP_NUM_NODES": 2}
+    return {f"SLURM_{name}": value for name, value in said.items()}
+
+
+def start_both(directory, config, words=((), ()), silent_at=(0, 0), launcher=by_flags):
     """Starts `selecttkd train` twice, as a user would on two hosts."""
     directory.mkdir(exist_ok=True)
     save_config(config, directory / "config.toml")
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    address = f"localhost:{free_port()}"
+    port = free_port()
     started = []
     for index in (0, 1):
-        hosts = ["--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
+        hosts, variables = launcher(index, port)
         worker = [sys.executable, "-c", WORKER, str(silent_at[index]), str(directory / f"read_{index}")]
         command = [*worker, "train", str(directory / "config.toml"), *hosts, *words[index]]
+        own = environment | {name: str(value) for name, value in variables.items()}
         with (directory / f"log_{index}").open("w") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own))
     return started
 
 
@@ -111,7 +147,7 @@ def test_two_processes_continue_what_one_began(sixteen, alone, tmp_path):
     for name in ("checkpoints/step_6", "checkpoints/step_8", "student", "plots"):
         shutil.rmtree(run / name)
     mesh = MeshConfig(fsdp=4, tensor=2)
-    both = start_both(tmp_path / "start", replace(with_output(sixteen, run), mesh=mesh))
+    both = start_both(tmp_path / "start", replace(with_output(sixteen, run), mesh=mesh), launcher=by_torchrun)
     codes = [process.wait(TIMEOUT) for process in both]
     logs = [(tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1)]
     assert codes == [0, 0], "\n".join(logs)
@@ -132,6 +168,7 @@ def test_two_processes_continue_what_one_began(sixteen, alone, tmp_path):
         models.count_params(models.read_config(name)[0]) for name in (sixteen.models.teacher, sixteen.models.student)
     )
     for index in (0, 1):
+        assert (tmp_path / "start" / f"read_{index}_devices").read_text() == str(index)
         assert 0.5 * total <= int((tmp_path / "start" / f"read_{index}").read_text()) < 0.55 * total
 
 
@@ -153,6 +190,7 @@ def test_a_host_that_falls_silent_stops_the_other_and_one_process_takes_over(six
         for process in (first, second):
             process.send_signal(signal.SIGKILL)
             process.wait(TIMEOUT)
+    assert (tmp_path / "start" / "read_0_devices").read_text() == "all"
     assert "another task died" in (tmp_path / "start" / "log_0").read_text()
 
     finished = runner.train(replace(config, mesh=MeshConfig(fsdp=2, tensor=2, data=2)))
@@ -176,3 +214,21 @@ def test_a_mistake_on_one_host_is_said_there_and_stops_the_other(sixteen, tmp_pa
     assert time.monotonic() - began < TIMEOUT / 2
     assert "selecttkd: error: " in (tmp_path / "start" / "log_1").read_text()
     assert not (tmp_path / "run").exists()
+
+
+def test_hosts_that_were_asked_for_different_things_are_refused(sixteen, alone, tmp_path):
+    """Another seed, fewer rows and no checkpoint on the second host: said at once, and nothing is changed."""
+    config = replace(with_output(sixteen, alone.directory), mesh=MeshConfig(fsdp=-1, host_timeout=5))
+    metrics = alone.metrics.read_bytes()
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(Path(sixteen.data.train).read_text().splitlines(keepends=True)[:20]))
+    words = ["--seed", "1", "--data.train", str(few), "--output", str(tmp_path / "other")]
+    both = start_both(tmp_path / "start", config, words=((), words), launcher=by_open_mpi)
+    codes = [process.wait(TIMEOUT) for process in both]
+    logs = [(tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1)]
+    assert 2 in codes and 0 not in codes, "\n".join(logs)
+    # Both say it, but the slower one may be stopped by the other's end.
+    line = next(line for line in "".join(logs).splitlines() if "error: the hosts do not agree" in line)
+    told = ["seed in", "data in", "output in", "the training rows (", "the checkpoint (step "]
+    assert all(what in line for what in told) and "objective" not in line
+    assert alone.metrics.read_bytes() == metrics and not (tmp_path / "other").exists()
