@@ -13,7 +13,7 @@ import cattrs
 import tomli_w
 
 from selecttkd_jax.checks import InputError, check_one_of, did_you_mean
-from selecttkd_jax.data import DataConfig
+from selecttkd_jax.data import DataConfig, Rows
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.models import LoraConfig
 from selecttkd_jax.sharding import MeshConfig
@@ -160,10 +160,21 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def option_digests(config: RunConfig) -> dict[str, int]:
-    """A checksum of each section, and of each option outside of them, by its name in a sentence."""
+def agreed_facts(config: RunConfig, rows: Rows, step: int | None) -> dict[str, int | None]:
+    """What the processes of a run have to have in common: numbers (None: there is none) by their names in a sentence.
+
+    Args:
+        config: Each section counts, and each option outside of them.
+        rows: Those that are trained on.
+        step: Of the newest checkpoint.
+    """
     values = {entry.name: repr(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
-    return {f"{name} in the configuration": zlib.crc32(value.encode()) for name, value in values.items()}
+    facts: dict[str, int | None]
+    facts = {f"{name} in the configuration": zlib.crc32(value.encode()) for name, value in values.items()}
+    return facts | {
+        f"the training rows ({len(rows)} here)": rows.fingerprint,
+        f"the checkpoint (step {step} here)": step,
+    }
 
 
 def _as_list(value: Any) -> Any:

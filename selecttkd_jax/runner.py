@@ -20,7 +20,7 @@ from selecttkd_jax import data, generation, models
 from selecttkd_jax.array_types import Params
 from selecttkd_jax.checks import InputError
 from selecttkd_jax.compilation import compiled_ahead
-from selecttkd_jax.config import RunConfig, config_to_dict, differences, load_config, option_digests, save_config
+from selecttkd_jax.config import RunConfig, agreed_facts, config_to_dict, differences, load_config, save_config
 from selecttkd_jax.distill import log_shared_width
 from selecttkd_jax.evaluation import HeldOut, held_out_verifiers
 from selecttkd_jax.generation import Sampling
@@ -99,12 +99,7 @@ def _train_on(mesh: jax.sharding.Mesh, config: RunConfig) -> Run:
     prepared = prepare(config)
     student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
     first = jax.process_index() == 0
-    learned, saved = prepared.train_rows, latest_step(directory / "checkpoints")
-    facts = {
-        f"the training rows ({len(learned)} here)": learned.fingerprint,
-        f"the checkpoint (step {saved} here)": saved,
-    }
-    check_agreement(option_digests(config) | facts)
+    check_agreement(agreed_facts(config, prepared.train_rows, latest_step(directory / "checkpoints")))
     if first:
         directory.mkdir(parents=True, exist_ok=True)
         save_config(config, directory / "config.toml")
