@@ -11,16 +11,15 @@ from math import prod
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from selecttkd_jax.array_types import Array
 from selecttkd_jax.checks import InputError, check_at_least
 from selecttkd_jax.distill.chunks import CACHED_POSITIONS, on_cpu
 from selecttkd_jax.distill.head_products import HeadInputs
 from selecttkd_jax.distill.sweep import Evaluate, StudentGradient, SweepOptions, sweep
+from selecttkd_jax.mesh_axes import BATCH_AXES, VOCABULARY_AXIS, automatic_axes
 
-BATCH_AXES = ("data", "fsdp")
-VOCABULARY_AXIS = "tensor"
 SCATTERED = "fsdp"
 """The mesh axis over which weights are divided by width, and so is the sum of the head's gradient."""
 MEMORY_BUDGET = 2**30
@@ -64,7 +63,7 @@ def choose_placement(
     Raises:
       InputError: The batch cannot be divided over the mesh, or an option is out of range.
     """
-    automatic = _automatic_axes()
+    automatic = automatic_axes()
     batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
     devices = prod(automatic[name] for name in batch_axes)
     rows, length = student.hidden.shape[:2]
@@ -108,7 +107,7 @@ def cut_to_equal_widths(student: HeadInputs, teacher: HeadInputs) -> tuple[HeadI
     Two widths are divided at different columns. Cut here, columns move between devices once a step; left to the loop,
     logits would move in every chunk.
     """
-    shards = _automatic_axes().get(VOCABULARY_AXIS, 1)
+    shards = automatic_axes().get(VOCABULARY_AXIS, 1)
     width = min(student.vocab_size, teacher.vocab_size)
     if shards == 1 or width % shards or student.vocab_size == teacher.vocab_size:
         return student, teacher
@@ -121,16 +120,6 @@ def _cut(model: HeadInputs, width: int) -> HeadInputs:
     spec = PartitionSpec(*(VOCABULARY_AXIS if place == axis else PartitionSpec.UNCONSTRAINED for place in (0, 1)))
     matrix = jax.lax.with_sharding_constraint(matrix, spec)
     return replace(model, matrix=matrix, bias=None if model.bias is None else model.bias[:width])
-
-
-def _automatic_axes() -> dict[str, int]:
-    """The axes of the current mesh over which the compiler divides, and their sizes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    }
 
 
 def placed_sweep(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from selecttkd_jax.array_types import Array, HiddenStates, Params
 from selecttkd_jax.distill import match_vocabulary
+from selecttkd_jax.mesh_axes import automatic_axes
 from selecttkd_jax.models.config import DecoderConfig
 from selecttkd_jax.models.decoder import forward, head_logits, stored_head
 from selecttkd_jax.models.lora import LoraConfig, with_adapters
-from selecttkd_jax.sharding import automatic_axes, padded_vocabulary
+from selecttkd_jax.sharding import padded_vocabulary
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Pair:
     def _head(self, config: DecoderConfig, params: Params) -> Array:
         """The head as stored; on a mesh in `dtype`, in which it is gathered, padded to a V that divides."""
         matrix = stored_head(config, params)
-        if automatic_axes().get("fsdp", 1) > 1:
+        if "fsdp" in automatic_axes():
             matrix = matrix.astype(jnp.dtype(self.dtype))
         return padded_vocabulary(matrix, 0 if config.tied_head else 1)
 

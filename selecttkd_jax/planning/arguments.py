@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from selecttkd_jax import data, models, runner
 from selecttkd_jax.array_types import Params
 from selecttkd_jax.config import RunConfig
-from selecttkd_jax.sharding.constraints import BATCH_AXES
+from selecttkd_jax.mesh_axes import BATCH_AXES
 from selecttkd_jax.training import TrainState, init_state, state_shardings
 
 

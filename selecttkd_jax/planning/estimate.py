@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 
 from selecttkd_jax.config import RunConfig
 from selecttkd_jax.planning.collectives import Traffic, collective_traffic
@@ -48,7 +49,7 @@ def estimate(config: RunConfig, target: Target, step: CompiledStep) -> Estimate:
     """Counts what `step` does and divides by the target's peak rates."""
     rounds = sweep_rounds(_positions_per_sweep(config, step))
     flops = matmul_flops(step.program, rounds)
-    traffic = collective_traffic(step.program, target.count, rounds, per_host=target.device.per_host)
+    traffic = collective_traffic(step.program, prod(step.mesh.values()), rounds, per_host=target.device.per_host)
     memory = step.memory
     # The teacher is read, the student's state read and written, and what is made on the way written and read.
     state = memory.student + memory.optimizer

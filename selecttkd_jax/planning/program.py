@@ -11,10 +11,10 @@ import jax
 
 from selecttkd_jax import models, runner
 from selecttkd_jax.config import RunConfig
+from selecttkd_jax.mesh_axes import BATCH_AXES
 from selecttkd_jax.planning.arguments import local_bytes, step_arguments
 from selecttkd_jax.planning.hlo import Program, parse
 from selecttkd_jax.sharding import make_mesh
-from selecttkd_jax.sharding.constraints import BATCH_AXES
 from selecttkd_jax.training import make_optimizer
 
 

@@ -1,7 +1,7 @@
 """Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
 
 from selecttkd_jax.sharding.agreement import check_agreement
-from selecttkd_jax.sharding.constraints import automatic_axes, divided_by_rows, exchanged, padded_vocabulary
+from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, padded_vocabulary
 from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
 from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
 from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
@@ -13,7 +13,6 @@ __all__ = [
     "MeshConfig",
     "Rules",
     "array_from_slices",
-    "automatic_axes",
     "check_agreement",
     "check_rows",
     "divided_by_rows",

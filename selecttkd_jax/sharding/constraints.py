@@ -9,12 +9,10 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from selecttkd_jax.array_types import Array
-
-BATCH_AXES = ("data", "fsdp")
-"""The mesh axes that divide the rows of a batch."""
+from selecttkd_jax.mesh_axes import BATCH_AXES, VOCABULARY_AXIS, automatic_axes
 
 
 def divided_by_rows(x: Array, axis: int = 0) -> Array:
@@ -25,7 +23,7 @@ def divided_by_rows(x: Array, axis: int = 0) -> Array:
         axis: Which axis the rows are.
     """
     sizes = automatic_axes()
-    names = tuple(name for name in BATCH_AXES if sizes.get(name, 1) > 1)
+    names = tuple(name for name in BATCH_AXES if name in sizes)
     if not names or x.shape[axis] % prod(sizes[name] for name in names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, names))
@@ -50,18 +48,11 @@ def exchanged(hidden: Array) -> Array:
 
 def padded_vocabulary(head: Array, axis: int) -> Array:
     """A head whose vocabulary divides over `tensor`, with columns of zeros behind the real ones where it did not."""
-    devices = automatic_axes().get("tensor", 1)
+    devices = automatic_axes().get(VOCABULARY_AXIS, 1)
     missing = -head.shape[axis] % devices
     if not missing:
         return head
     head = jnp.pad(head, [(0, missing if place == axis else 0) for place in range(head.ndim)])
     free = PartitionSpec.UNCONSTRAINED
-    spec = PartitionSpec(*("tensor" if place == axis else free for place in range(head.ndim)))
+    spec = PartitionSpec(*(VOCABULARY_AXIS if place == axis else free for place in range(head.ndim)))
     return jax.lax.with_sharding_constraint(head, spec)
-
-
-def automatic_axes() -> dict[str, int]:
-    """Sizes of the current mesh's axes that the compiler divides by itself: not those taken by a `shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from selecttkd_jax.checks import InputError
-from selecttkd_jax.sharding.constraints import BATCH_AXES
+from selecttkd_jax.mesh_axes import BATCH_AXES
 
 Batch = TypeVar("Batch")
 
