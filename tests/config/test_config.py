@@ -89,8 +89,16 @@ def test_an_empty_lora_section_is_not_an_absent_one(tmp_path):
 def test_a_run_may_be_moved():
     here, there = config_from_dict(VALUES, "a"), config_from_dict(changed(None, output="elsewhere"), "b")
     assert differences(config_to_dict(here), config_to_dict(there)) == []
-    smaller = config_from_dict(changed("training", micro_batches=2, log_every=7, keep_checkpoints=9), "here")
-    assert differences(config_to_dict(here), config_to_dict(smaller)) == []
+    for section, options in (
+        (
+            "training",
+            {"micro_batches": 2, "head_memory_mib": 64, "log_every": 7, "save_every": 3, "keep_checkpoints": 9},
+        ),
+        ("models", {"remat": True}),
+        ("mesh", {"fsdp": 2}),
+    ):
+        smaller = config_from_dict(changed(section, **options), "here")
+        assert smaller != here and differences(config_to_dict(here), config_to_dict(smaller)) == []
     longer = config_from_dict(changed("training", steps=1234), "here")
     assert [line.split()[0] for line in differences(config_to_dict(here), config_to_dict(longer))] == ["training.steps"]
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import pytest
 
 from selecttkd_jax.checks import InputError
@@ -133,7 +134,6 @@ def test_missing_data_are_refused(tmp_path):
 
 
 def test_directories_written_by_datasets_are_read(tmp_path):
-    datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([{"question": "How many?", "answer": "Seven."}] * 3)
     rows.save_to_disk(tmp_path / "plain")
     (tmp_path / "splits").mkdir()
@@ -148,7 +148,6 @@ def test_directories_written_by_datasets_are_read(tmp_path):
 
 
 def test_hub_names_may_name_a_subset(monkeypatch):
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_dataset(name, subset, split):
@@ -163,6 +162,5 @@ def test_hub_names_may_name_a_subset(monkeypatch):
 
 
 def test_a_column_that_one_row_of_a_data_set_lacks_is_no_key(tmp_path):
-    datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list([GOOD, {"prompt": "alone"}]).save_to_disk(tmp_path / "mixed")
     assert [len(record.response) for record in read_records(tmp_path / "mixed")] == [1, 0]

@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,6 @@ from tiny_models import LLAMA, QWEN2, QWEN3, random_tensors, write_model
 
 from selecttkd_jax import models
 from selecttkd_jax.checks import InputError
-
-gguf = pytest.importorskip("gguf")
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 # The byte alphabet writes a space as Ġ and a newline as Ċ.
