@@ -35,7 +35,7 @@ def compile_ahead(function: Any, *arguments: Any, **options: Any) -> jax.stages.
     return compiled
 
 
-def compiled_ahead(step: Callable[..., Any]) -> Callable[..., Any]:
+def compile_on_first_call(step: Callable[..., Any]) -> Callable[..., Any]:
     """The step, compiled by `compile_ahead` when it is first called."""
     compiled = False
 

@@ -6,14 +6,17 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.metrics import Row, read_metrics
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1600a", "#8a8a8a"
 
 
 def plot_run(directory: str | Path) -> list[Path]:
-    """Draws loss, held-out KL and token acceptance rate over the steps.
+    """Draws divergence, held-out KL and token acceptance rate over the steps.
+
+    The loss is drawn thin: where tokens are selected it rises with the share of them that count, and says nothing of
+    quality by itself.
 
     Args:
         directory: A run's directory, which holds `metrics.jsonl`.
@@ -24,7 +27,7 @@ def plot_run(directory: str | Path) -> list[Path]:
     Raises:
         InputError: There is no metrics file, or nothing in it.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     metrics = directory / "metrics.jsonl"
     if not metrics.is_file():
         raise InputError(f"{directory} has no metrics.jsonl; name the directory of a run")
@@ -37,28 +40,32 @@ def plot_run(directory: str | Path) -> list[Path]:
     return [path]
 
 
-def _curves(rows: list[dict[str, float]], name: str) -> Figure:
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        loss, kl, tar = figure.subplots(1, 3)
-    figure.suptitle(name)
-    _line(loss, rows, "divergence", "divergence", GREY)
-    _line(loss, rows, "loss", "loss: weighted by acceptance", BLUE)
-    _title(loss, "Training batches (per token)")
-    _line(kl, rows, "held_out/kl", "KL(teacher ‖ student)", BLUE, marker="o")
-    _line(kl, rows, "held_out/cross_entropy", "student cross-entropy", ORANGE, marker="o")
-    _line(kl, rows, "held_out/teacher_cross_entropy", "teacher cross-entropy", GREY, linestyle="--")
-    _title(kl, "Held-out (nats per token)")
-    _line(tar, rows, "tar", "training batches", GREY)
+def _curves(rows: list[Row], name: str) -> Figure:
     rates = sorted({key for row in rows for key in row if key.startswith("held_out/tar_")})
-    for key, color in zip(rates, (BLUE, ORANGE), strict=False):
-        _line(tar, rows, key, "held-out " + key.removeprefix("held_out/tar_").replace("_", " "), color, marker="o")
-    tar.set_ylim(0, 1.02)
-    _title(tar, "Token acceptance rate")
+    selected = bool(rates) or any("tar" in row for row in rows)
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        figure = Figure(figsize=(12 if selected else 8, 3.6), layout="constrained")
+        training, held_out, *tar = figure.subplots(1, 3 if selected else 2)
+    figure.suptitle(name)
+    _line(training, rows, "divergence", "divergence", BLUE)
+    _line(training, rows, "cross_entropy", "student cross-entropy", ORANGE)
+    _line(training, rows, "loss", "loss: what is minimised", GREY, linewidth=0.8)
+    _title(training, "Training batches (per token)")
+    _line(held_out, rows, "held_out/kl", "KL(teacher ‖ student)", BLUE, marker="o")
+    _line(held_out, rows, "held_out/cross_entropy", "student cross-entropy", ORANGE, marker="o")
+    _line(held_out, rows, "held_out/teacher_cross_entropy", "teacher cross-entropy", GREY, linestyle="--")
+    _title(held_out, "Held-out (nats per token)")
+    for axes in tar:
+        _line(axes, rows, "tar", "training batches", GREY)
+        for key, color in zip(rates, (BLUE, ORANGE), strict=False):
+            label = "held-out " + key.removeprefix("held_out/tar_").replace("_", " ")
+            _line(axes, rows, key, label, color, marker="o")
+        axes.set_ylim(0, 1.02)
+        _title(axes, "Token acceptance rate")
     return figure
 
 
-def _line(axes: Any, rows: list[dict[str, float]], key: str, label: str, color: str, **style: Any) -> None:
+def _line(axes: Any, rows: list[Row], key: str, label: str, color: str, **style: Any) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
         steps, values = zip(*points, strict=True)

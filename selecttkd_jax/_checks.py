@@ -1,20 +1,11 @@
-"""Checks at the boundary: one sentence saying what was expected and what was found.
-
-`InputError` marks a mistake in what the caller handed in. The command line shows it as one line; every other
-exception is a defect of ours and keeps its traceback.
-"""
-
-from collections.abc import Iterable
-from difflib import get_close_matches
+"""Checks of arrays and numbers at the boundary: one sentence saying what was expected and what was found."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-
-class InputError(ValueError):
-    """Something handed in by the caller is wrong; the message says what, and what to do."""
+from selecttkd_jax._errors import InputError, check_at_least
 
 
 def check_same_shape(name_a: str, a: jax.Array, name_b: str, b: jax.Array) -> None:
@@ -50,24 +41,25 @@ def check_in_range(name: str, value: float | jax.Array, low: float, high: float,
 def as_mask(mask: jax.Array | np.ndarray, rank: int | None = 2) -> jax.Array:
     """`mask` as booleans.
 
-    Raises InputError unless it has `rank` axes (None: any number) and is boolean or, where its values can be seen, 0/1.
+    Raises InputError unless it has `rank` axes (None: any number) and holds, where its values can be seen, only 0 and
+    1; TypeError unless it is boolean or integer. Weights would pass unseen under jit, and each count as 1.
     """
     if rank is not None:
         check_rank("mask", mask, rank)
-    if jnp.result_type(mask) == jnp.bool_:
+    dtype = jnp.result_type(mask)
+    if dtype == jnp.bool_:
         return jnp.asarray(mask)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"mask must be boolean or integer, got {dtype}: hand over `mask > 0` for the positions that count; weights "
+            "go through `acceptance`"
+        )
     if not isinstance(mask, Tracer):
         # In NumPy: under jit even a concrete array compares to a traced one.
         values = np.asarray(mask)
         if not ((values == 0) | (values == 1)).all():
-            raise InputError("mask must be boolean or hold only 0 and 1; other values look like weights or token ids")
+            raise InputError("mask must be boolean or hold only 0 and 1; other values look like token ids")
     return jnp.asarray(mask) != 0
-
-
-def check_at_least(name: str, value: float, low: float) -> None:
-    """Raises InputError unless `value >= low`."""
-    if not value >= low:
-        raise InputError(f"{name} must be at least {low}, got {value}")
 
 
 def check_count(name: str, value: int) -> None:
@@ -75,16 +67,3 @@ def check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputError(f"{name} must be a whole number, got {value!r}")
     check_at_least(name, value, 1)
-
-
-def check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises InputError unless `value` is one of `allowed`; the message names the closest match."""
-    allowed = list(allowed)
-    if value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed)}; got {value!r}{did_you_mean(value, allowed)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known name closest to `name`, or nothing."""
-    matches = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -1,0 +1,39 @@
+"""Which extra of the package brings a module. Nothing here needs JAX."""
+
+EXTRAS = {
+    "train": (
+        "cattrs",
+        "datasets",
+        "flax",
+        "grain",
+        "huggingface_hub",
+        "jinja2",
+        "optax",
+        "orbax",
+        "pyarrow",
+        "rich",
+        "safetensors",
+        "tokenizers",
+        "tomli_w",
+        "transformers",
+        "tyro",
+    ),
+    "gguf": ("gguf",),
+    "plots": ("matplotlib",),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
+}
+
+
+def what_to_install(error: ModuleNotFoundError) -> str | None:
+    """One line for the command line where an import found nothing; None where no extra would help.
+
+    Example:
+        >>> what_to_install(ModuleNotFoundError("No module named 'orbax'", name="orbax.checkpoint"))
+        "this command needs orbax: pip install 'selecttkd-jax[train]'"
+    """
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in EXTRAS.items():
+        if module in modules:
+            return f"this command needs {module}: pip install 'selecttkd-jax[{extra}]'"
+    return None
