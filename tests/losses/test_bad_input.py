@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import losses
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 z = jnp.zeros((2, 7))
 labels = jnp.zeros(2, jnp.int32)

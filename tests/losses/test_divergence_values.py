@@ -38,9 +38,9 @@ for boundary in ("tail", "head"):
     DIVERGENCES[f"adaptive_kl-{boundary}"] = pair
 
 
-def with_label(function, *, teacher=True):
+def with_label(function, *, teacher=True, label=LABEL):
     def of_logits(zq, zp):
-        labels = jnp.full(zq.shape[:-1], LABEL)
+        labels = jnp.full(zq.shape[:-1], label)
         return function(zq, zp, labels) if teacher else function(zq, labels)
 
     return of_logits
@@ -52,6 +52,9 @@ DIVERGENCES["cross_entropy"] = (
     with_label(losses.cross_entropy, teacher=False),
     partial(oracle.cross_entropy, label=LABEL),
 )
+for label in (LABEL, -1):
+    given = with_label(losses.hard_cross_entropy, label=label)
+    DIVERGENCES[f"hard_cross_entropy-{label}"] = (given, partial(oracle.hard_cross_entropy, label=label))
 
 everyone = pytest.mark.parametrize("name", DIVERGENCES)
 

@@ -149,3 +149,65 @@ def test_second_derivative_of_forward_kl_is_the_fisher_matrix():
     with jax.enable_x64(True):
         hessian = jax.hessian(losses.forward_kl)(jnp.asarray(zq), jnp.asarray(zp))
     assert relative_error(hessian, np.diag(q) - np.outer(q, q)) < 1e-10
+
+
+def held(value):
+    return jax.lax.stop_gradient(value)
+
+
+def adaptive_kl(q, p):
+    """With the head of the tokens 0 to 2: the two shares are constants."""
+    gap = jnp.abs(p - q)
+    share = held(jnp.sum(gap[:3]) / jnp.sum(gap))
+    return share * kl(p, q) + (1 - share) * kl(q, p)
+
+
+# What is held constant is so in every derivative: the definitions with their constants, differentiated twice.
+HESSIANS = {
+    "forward_kl": (losses.forward_kl, DEFINITIONS["forward_kl"]),
+    "reverse_kl": (losses.reverse_kl, DEFINITIONS["reverse_kl"]),
+    "skew_kl": (LIBRARY["skew_kl"], DEFINITIONS["skew_kl"]),
+    "skew_reverse_kl": (LIBRARY["skew_reverse_kl"], DEFINITIONS["skew_reverse_kl"]),
+    "detached skew_reverse_kl": (
+        partial(losses.skew_reverse_kl, alpha=ALPHA, detach_mixture=True),
+        lambda q, p: kl(q, (1 - ALPHA) * p + ALPHA * held(q)),
+    ),
+    "jensen_shannon": (
+        losses.jensen_shannon,
+        lambda q, p: 0.5 * kl(p, 0.5 * (p + q)) + 0.5 * kl(q, 0.5 * (p + q)),
+    ),
+    "hellinger": (
+        losses.hellinger,
+        lambda q, p: jnp.sqrt(0.5 * jnp.sum((jnp.sqrt(p) - jnp.sqrt(q)) ** 2)),
+    ),
+    "adaptive_kl": (losses.adaptive_kl, adaptive_kl),
+}
+
+
+@pytest.mark.parametrize("name", HESSIANS)
+@pytest.mark.parametrize("excluded", [0, 4])
+def test_hessians_are_those_of_the_definitions_also_beside_excluded_tokens(name, excluded):
+    ours, definition = HESSIANS[name]
+    zq, zp = logits(60, spread=1.0)
+    # The head of half the mass: tokens 0 to 2 have 0.47, the next most likely one passes it.
+    zp = np.log(np.array([0.2, 0.15, 0.12, *np.full(V - 3 - excluded, 0.53 / (V - 3 - excluded)), *np.ones(excluded)]))
+    if excluded:
+        zq[-excluded:] = zp[-excluded:] = -np.inf
+    open_ = slice(0, V - excluded)
+    with jax.enable_x64(True):
+        p = softmax(jnp.asarray(zp[open_]))
+        expected = jax.jit(jax.hessian(lambda z: definition(softmax(z), p)))(jnp.asarray(zq[open_]))
+        found = jax.jit(jax.hessian(ours))(jnp.asarray(zq), jnp.asarray(zp))
+        in_reverse = jax.jit(jax.jacrev(jax.grad(ours)))(jnp.asarray(zq), jnp.asarray(zp))
+        value_slope = jax.jit(jax.grad(lambda z: jax.value_and_grad(ours)(z, jnp.asarray(zp))[0]))(jnp.asarray(zq))
+        gradient = jax.jit(jax.grad(ours))(jnp.asarray(zq), jnp.asarray(zp))
+    assert relative_error(found[open_, open_], np.asarray(expected)) < 1e-9
+    assert np.all(np.asarray(found)[V - excluded :] == 0) and np.all(np.asarray(found)[:, V - excluded :] == 0)
+    np.testing.assert_allclose(in_reverse, found, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(value_slope, gradient)
+
+
+def test_at_the_tip_of_hellingers_cone_every_derivative_is_zero():
+    z = jnp.asarray(logits(70)[0], jnp.float32)
+    assert np.all(np.asarray(jax.grad(losses.hellinger)(z, z)) == 0)
+    assert np.all(np.asarray(jax.hessian(losses.hellinger)(z, z)) == 0)

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Logits, PerToken
-from selecttkd_jax.losses.closed_form import Distribution, divergence_from_kernel, finite, relative_entropy
+from selecttkd_jax._array_types import Logits, PerToken
+from selecttkd_jax.losses._closed_form import Distribution, divergence_from_kernel, finite, relative_entropy
 
 
 def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -13,21 +13,13 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
     with p the teacher and q the student. Infinite where the teacher expects a token the student excludes.
 
-    Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-
     Returns:
-      [...] float32, in nats, at least 0.
-
-    Raises:
-      InputError: The shapes differ.
-      TypeError: The logits are not floating point.
+        [...] float32, in nats, at least 0.
 
     Example:
-      >>> logits = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
-      >>> print(f"{forward_kl(*logits):.4f}")
-      0.1308
+        >>> logits = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
+        >>> print(f"{forward_kl(*logits):.4f}")
+        0.1308
 
     Source: Hinton et al., 2015, "Distilling the knowledge in a neural network"; SelecTKD supplement, section F.
     """
@@ -47,16 +39,8 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
     with p the teacher and q the student. Infinite where the student expects a token the teacher excludes.
 
-    Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-
     Returns:
-      [...] float32, in nats, at least 0.
-
-    Raises:
-      InputError: The shapes differ.
-      TypeError: The logits are not floating point.
+        [...] float32, in nats, at least 0.
 
     Source: Gu et al., 2024, "MiniLLM"; SelecTKD supplement, section F.
     """

@@ -10,10 +10,10 @@ where TCKD compares the probabilities of the label, and NCKD the distributions o
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Int, Logits, PerToken
-from selecttkd_jax.losses.closed_form import Distribution, divergence_from_kernel, relative_entropy
-from selecttkd_jax.losses.cross_entropy import check_labels, pick
-from selecttkd_jax.losses.kullback_leibler import forward_kernel
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken
+from selecttkd_jax.losses._closed_form import Distribution, divergence_from_kernel, relative_entropy
+from selecttkd_jax.losses._cross_entropy import check_labels, pick
+from selecttkd_jax.losses._kullback_leibler import forward_kernel
 
 
 def target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
@@ -24,16 +24,16 @@ def target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Array,
     with g the label, p the teacher and q the student.
 
     Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
 
     Returns:
-      [...] float32, in nats, at least 0.
+        [...] float32, in nats, at least 0.
 
     Raises:
-      InputError: The shapes do not match.
-      TypeError: The logits are not floating point, or the labels not integers.
+        InputError: The shapes do not match.
+        TypeError: The logits are not floating point, or the labels not integers.
 
     Source: Zhong et al., 2024, "Revisiting knowledge distillation for autoregressive language models" (ATKD).
     """
@@ -50,16 +50,16 @@ def non_target_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Ar
     point: the more certain the teacher is of the label, the more that factor hides what else it knows.
 
     Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
 
     Returns:
-      [...] float32, in nats, at least 0.
+        [...] float32, in nats, at least 0.
 
     Raises:
-      InputError: The shapes do not match.
-      TypeError: The logits are not floating point, or the labels not integers.
+        InputError: The shapes do not match.
+        TypeError: The logits are not floating point, or the labels not integers.
 
     Source: Zhong et al., 2024 (ATKD).
     """
@@ -71,16 +71,16 @@ def decoupled_kl(student_logits: Logits, teacher_logits: Logits, labels: Int[Arr
     """TCKD + NCKD, ATKD's loss of a hard token; of an easy one it keeps `non_target_kl` alone.
 
     Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-      labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        labels: [...] integers. Positions whose label is outside [0, V) give a finite number without meaning; mask them.
 
     Returns:
-      [...] float32, in nats, at least 0.
+        [...] float32, in nats, at least 0.
 
     Raises:
-      InputError: The shapes do not match.
-      TypeError: The logits are not floating point, or the labels not integers.
+        InputError: The shapes do not match.
+        TypeError: The logits are not floating point, or the labels not integers.
 
     Source: Zhong et al., 2024 (ATKD).
     """

@@ -3,32 +3,56 @@
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Int, Logits, PerToken
-from selecttkd_jax.checks import InputError, check_floating
-from selecttkd_jax.losses.closed_form import as_float32, divergence_from_kernel
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken
+from selecttkd_jax._checks import check_floating
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.losses._closed_form import as_float32, divergence_from_kernel
 
 
+@any_mesh(like="student_logits", drop=1)
 def cross_entropy(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
     """Cross-entropy of each position's label.
 
         CE = -log q(label)
 
     Args:
-      student_logits: [..., V], any float dtype. -inf excludes a token.
-      labels: [...] integers. Positions whose label is outside [0, V) (such as -100) give a finite number without
-        meaning; mask them.
+        student_logits: [..., V], any float dtype. -inf excludes a token.
+        labels: [...] integers. Positions whose label is outside [0, V) (such as -100) give a finite number without
+            meaning; mask them.
 
     Returns:
-      [...] float32, in nats, at least 0.
+        [...] float32, in nats, at least 0.
 
     Raises:
-      InputError: The shapes do not match.
-      TypeError: The logits are not floating point, or the labels not integers.
+        InputError: The shapes do not match.
+        TypeError: The logits are not floating point, or the labels not integers.
     """
     check_floating("student_logits", student_logits)
     check_labels(student_logits, labels)
     logits = as_float32(student_logits)
     return jax.nn.logsumexp(logits, axis=-1) - pick(logits, labels)
+
+
+@any_mesh(like="student_logits", drop=1)
+def hard_cross_entropy(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """Cross-entropy of each position's label, or of the teacher's first choice where there is none.
+
+        CE = -log q(y),   y = label where it is at least 0, else argmax p
+
+    Args:
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        labels: [...] integers; negative where the teacher is to say what comes next.
+
+    Returns:
+        [...] float32, in nats, at least 0.
+
+    Source: Lin et al., 2020, "Autoregressive Knowledge Distillation through Imitation Learning".
+    """
+    check_labels(student_logits, labels)
+    first_choice = jnp.argmax(jax.lax.stop_gradient(teacher_logits), axis=-1)
+    return cross_entropy(student_logits, jnp.where(labels < 0, first_choice.astype(labels.dtype), labels))
 
 
 def check_labels(logits: Logits, labels: Array) -> None:
@@ -56,16 +80,8 @@ def soft_cross_entropy(student_logits: Logits, teacher_logits: Logits) -> PerTok
     with p the teacher and q the student. Its gradient is forward KL's, q - p; its least value is the teacher's
     entropy, so it is no divergence.
 
-    Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-
     Returns:
-      [...] float32, in nats, at least 0.
-
-    Raises:
-      InputError: The shapes differ.
-      TypeError: The logits are not floating point.
+        [...] float32, in nats, at least 0.
 
     Source: Hinton et al., 2015, "Distilling the knowledge in a neural network".
     """
@@ -77,19 +93,17 @@ def _soft_cross_entropy_kernel(student, teacher):
     return jnp.sum(teacher.prob * surprise, axis=-1), student.prob - teacher.prob
 
 
+@any_mesh(like="logits", drop=1)
 def entropy(logits: Logits) -> PerToken:
     """Entropy of each position's distribution.
 
         H(p) = -sum_v p log p
 
     Args:
-      logits: [..., V], any float dtype. -inf excludes a token.
+        logits: [..., V], any float dtype. -inf excludes a token.
 
     Returns:
-      [...] float32, in nats, in [0, log V].
-
-    Raises:
-      TypeError: The logits are not floating point.
+        [...] float32, in nats, in [0, log V].
     """
     check_floating("logits", logits)
     log_p = jax.nn.log_softmax(as_float32(logits))

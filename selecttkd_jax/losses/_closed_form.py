@@ -8,7 +8,8 @@ so one sweep yields the value and the whole gradient: autodiff would keep severa
 0 * inf at masked vocabulary entries. A *kernel* computes both from the two distributions; `divergence_from_kernel`
 turns it into a function of logits that JAX differentiates (and transposes, and differentiates again) like any other.
 
-The teacher is a constant: its gradient is exactly zero.
+The teacher is a constant: its gradient is exactly zero. So is whatever else a gradient leaves out (options, a detached
+mixture, the shares of adaptive KL): every further derivative is one of the gradient as it stands.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits, PerToken
-from selecttkd_jax.checks import check_floating, check_same_shape
+from selecttkd_jax._array_types import Array, Logits, PerToken
+from selecttkd_jax._checks import check_floating, check_same_shape
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._mesh_axes import any_mesh
 
 
 class Distribution(NamedTuple):
@@ -49,23 +52,27 @@ def as_float32(logits: Logits) -> Logits:
 def check_logits(student_logits: Logits, teacher_logits: Logits) -> None:
     """Raises TypeError or InputError unless both are floating point and have one shape with a vocabulary axis."""
     check_floating("student_logits", student_logits)
+    if teacher_logits is None:
+        raise InputError("this divergence or verifier asks the teacher, whose logits are None")
     check_floating("teacher_logits", teacher_logits)
     check_same_shape("student_logits", student_logits, "teacher_logits", teacher_logits)
 
 
+@any_mesh(like="student_logits", drop=1)
 def divergence_from_kernel(
     kernel: Kernel, student_logits: Logits, teacher_logits: Logits, *options: Array | float
 ) -> PerToken:
     """Evaluates `kernel` on logits, differentiable to the student's.
 
     Args:
-      kernel: `(student, teacher, *options) -> (value [...], student-logit gradient [..., V])`, of two `Distribution`s.
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits; -inf marks impossible tokens.
-      teacher_logits: [..., V].
-      *options: Arrays or numbers the kernel takes. They are constants to differentiation.
+        kernel: `(student, teacher, *options) -> (value [...], student-logit gradient [..., V])` of two
+            `Distribution`s.
+        student_logits: [..., V], any float dtype; log-probabilities are valid logits; -inf marks impossible tokens.
+        teacher_logits: [..., V].
+        *options: Arrays or numbers the kernel takes. They are constants to differentiation.
 
     Returns:
-      The divergence of each position, [...] float32.
+        The divergence of each position, [...] float32.
     """
     check_logits(student_logits, teacher_logits)
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
@@ -81,9 +88,27 @@ def _evaluate(kernel, student_logits, teacher_logits, options):
 
 @_evaluate.defjvp
 def _evaluate_jvp(kernel, primals, tangents):
-    student_logits, teacher_logits, options = primals
-    value, gradient = kernel(distribution(student_logits), distribution(teacher_logits), *options)
+    value, gradient = _evaluate_with_gradient(kernel, *primals)
     return value, jnp.sum(gradient * tangents[0], axis=-1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evaluate_with_gradient(kernel, student_logits, teacher_logits, options):
+    return kernel(distribution(student_logits), distribution(teacher_logits), *options)
+
+
+@_evaluate_with_gradient.defjvp
+def _evaluate_with_gradient_jvp(kernel, primals, tangents):
+    # Without a rule of its own, a value that comes with a gradient would be differentiated as it was computed: through
+    # what the gradient holds constant, and through logarithms and roots of excluded tokens.
+    student_logits, teacher_logits, options = primals
+    value, gradient = _evaluate_with_gradient(kernel, *primals)
+
+    def gradient_at(logits: Logits) -> Logits:
+        return kernel(distribution(logits), distribution(teacher_logits), *options)[1]
+
+    _, gradient_tangent = jax.jvp(gradient_at, (student_logits,), (tangents[0],))
+    return (value, gradient), (jnp.sum(gradient * tangents[0], axis=-1), gradient_tangent)
 
 
 def logit_gradient(q: Logits, weighted_slope: Logits) -> Logits:

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._array_types import Array, Logits
+from selecttkd_jax._errors import InputError
 
 
 def per_position(option: float | Array, logits: Logits) -> Array:
@@ -24,7 +24,9 @@ def log_mixture(mixture: Logits, share: Array, log_a: Logits, log_b: Logits) -> 
     without weight otherwise, as then neither distribution has mass there.
     """
     larger = jnp.maximum(jnp.log(share) + log_a, jnp.log1p(-share) + log_b)
-    return jnp.where(mixture > jnp.finfo(mixture.dtype).tiny, jnp.log(mixture), larger)
+    normal = mixture > jnp.finfo(mixture.dtype).tiny
+    # The inner `where` keeps 0 out of the logarithm, whose derivative there is infinite.
+    return jnp.where(normal, jnp.log(jnp.where(normal, mixture, 1.0)), larger)
 
 
 def ratio(numerator: Logits, denominator: Logits) -> Logits:

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from selecttkd_jax.array_types import Array, Logits, PerToken
-from selecttkd_jax.checks import InputError, check_in_range
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient, relative_entropy
-from selecttkd_jax.losses.mixtures import log_mixture, per_position
+from selecttkd_jax._array_types import Array, Logits, PerToken
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.losses._closed_form import divergence_from_kernel, logit_gradient, relative_entropy
+from selecttkd_jax.losses._mixtures import log_mixture, per_position
 
 
 def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: float | Array = 0.5) -> PerToken:
@@ -20,16 +21,15 @@ def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: floa
     that accept 0 and 1 jump to the KL divergences there; here those are asked for by name.
 
     Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-      beta: Strictly between 0 and 1, or an array of such that broadcasts against [..., 1]. Treated as a constant.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        beta: Strictly between 0 and 1, or an array of such that broadcasts against [..., 1]. Treated as a constant.
 
     Returns:
-      [...] float32, in nats, in [0, log 2].
+        [...] float32, in nats, in [0, log 2].
 
     Raises:
-      InputError: The shapes differ, or beta is out of range.
-      TypeError: The logits are not floating point.
+        InputError: beta is out of range.
 
     Source: Agarwal et al., 2024, "On-policy distillation of language models" (GKD), Eq. 1.
     """

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Logits, PerToken
-from selecttkd_jax.losses.closed_form import divergence_from_kernel, logit_gradient
+from selecttkd_jax._array_types import Array, Logits, PerToken
+from selecttkd_jax.losses._closed_form import divergence_from_kernel, logit_gradient
 
 
 def total_variation(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -14,16 +14,8 @@ def total_variation(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     with p the teacher and q the student: the probability that a speculative sample of the student is rejected. Where
     p = q for a token, its subgradient is 0.
 
-    Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-
     Returns:
-      [...] float32 in [0, 1].
-
-    Raises:
-      InputError: The shapes differ.
-      TypeError: The logits are not floating point.
+        [...] float32 in [0, 1].
 
     Source: Wen et al., 2023, "f-divergence minimization for sequence-level knowledge distillation".
     """
@@ -44,16 +36,8 @@ def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
     with p the teacher and q the student. A distance, not its square; at p = q its subgradient is 0.
 
-    Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-
     Returns:
-      [...] float32 in [0, 1].
-
-    Raises:
-      InputError: The shapes differ.
-      TypeError: The logits are not floating point.
+        [...] float32 in [0, 1].
 
     Source: SelecTKD main text, Hellinger weighting.
     """
@@ -61,11 +45,17 @@ def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
 
 
 def _hellinger_kernel(student, teacher):
-    root_p, root_q = jnp.sqrt(teacher.prob), jnp.sqrt(student.prob)
+    root_p, root_q = root(teacher.prob), root(student.prob)
     # The sum of squared differences keeps its digits where 1 - sum sqrt(p q) would cancel.
-    value = jnp.sqrt(0.5 * jnp.sum(jnp.square(root_p - root_q), axis=-1))
+    value = root(0.5 * jnp.sum(jnp.square(root_p - root_q), axis=-1))
     # dH/dq = -sqrt(p / q) / (4 H). The distance is a cone around q = p: where rounding is all that is left of it, its
     # slope is of full size in a direction without meaning, so that counts as the tip.
     off_tip = value > 4 * jnp.finfo(value.dtype).eps
     scale = jnp.where(off_tip, -0.25 / jnp.where(off_tip, value, 1.0), 0.0)
     return value, logit_gradient(student.prob, scale[..., None] * root_p * root_q)
+
+
+def root(values: Array) -> Array:
+    """The square root, with derivative 0 at 0: an excluded token stays excluded, and the tip of the cone is flat."""
+    nothing = values <= 0
+    return jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, values)))

@@ -5,11 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits, PerToken
-from selecttkd_jax.checks import check_in_range, check_one_of
-from selecttkd_jax.losses.closed_form import divergence_from_kernel
-from selecttkd_jax.losses.kullback_leibler import forward_kernel, reverse_kernel
-from selecttkd_jax.losses.mixtures import ratio
+from selecttkd_jax._array_types import Array, Logits, PerToken
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import check_one_of
+from selecttkd_jax.losses._closed_form import divergence_from_kernel
+from selecttkd_jax.losses._kullback_leibler import forward_kernel, reverse_kernel
+from selecttkd_jax.losses._mixtures import ratio
 
 
 def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, mu: float = 0.5, boundary: str = "tail") -> PerToken:
@@ -24,17 +25,16 @@ def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, mu: float = 0
     The most likely token is always in the head. Tokens of equal probability go to one side together.
 
     Args:
-      student_logits: [..., V], any float dtype; log-probabilities are valid logits. -inf excludes a token.
-      teacher_logits: [..., V]. Treated as a constant.
-      mu: Probability mass of the head, in [0, 1]. DSKD's alpha is 1 - mu.
-      boundary: Where the token that crosses mu goes: "tail" (AKL's authors) or "head" (DSKD).
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        mu: Probability mass of the head, in [0, 1]. DSKD's alpha is 1 - mu.
+        boundary: Where the token that crosses mu goes: "tail" (AKL's authors) or "head" (DSKD).
 
     Returns:
-      [...] float32, in nats, at least 0.
+        [...] float32, in nats, at least 0.
 
     Raises:
-      InputError: The shapes differ, or an option is out of range.
-      TypeError: The logits are not floating point.
+        InputError: an option is out of range.
 
     Source: Wu et al., 2025, "Rethinking Kullback-Leibler divergence in knowledge distillation for large language
     models"; Zhang et al., 2024, "Dual-space knowledge distillation".
@@ -49,7 +49,7 @@ def _adaptive_kernel(student, teacher, mu, boundary):
     gap = jnp.abs(teacher.prob - student.prob)
     head_gap = jnp.sum(jnp.where(in_head(teacher.prob, mu, boundary), gap, 0.0), axis=-1)
     # At q = p both gaps vanish and so do both divergences: any share will do.
-    head_share = ratio(head_gap, jnp.sum(gap, axis=-1))
+    head_share = jax.lax.stop_gradient(ratio(head_gap, jnp.sum(gap, axis=-1)))
     forward, forward_gradient = forward_kernel(student, teacher)
     reverse, reverse_gradient = reverse_kernel(student, teacher)
     share = head_share[..., None]
