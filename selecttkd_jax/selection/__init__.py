@@ -1,11 +1,23 @@
 """Which tokens count: acceptance of each position, the weight that follows from it, and rates that describe both.
 
-Pure functions, student first, teacher second, never differentiated.
+What holds for every verifier `f(student_logits, teacher_logits, **options)` here is said once:
+
+- Logits as in `losses`: student first, [..., V] of one shape, any float dtype, taken at temperature 1.
+- The result is the acceptance [...] in float32, from 0 (rejected) to 1 (accepted); between them it is a probability, to
+  be compared with a uniform draw (`token_weights`).
+- Logits that hold NaN or +inf are no distribution, and the acceptance is NaN then: a mean over it shows, and no draw
+  accepts it. A verifier looks at what it reads: `accept_all` and `random_gate` at neither model, `entropy_gate` at the
+  one whose entropy it takes, `label_in_top_k` at the teacher. A model that excludes every token is accepted by none.
+- Nothing is differentiated: verifiers are constants to a gradient.
+- InputError (a ValueError) where shapes differ or an option is out of range; TypeError where logits are not floating.
+
+A scorer (`excess_loss` and its like) has the same arguments and no bounds; `top_fraction` turns scores into acceptance.
+A score of NaN ranks behind all others.
 """
 
-from selecttkd_jax.selection.controls import entropy_gate, invert, label_in_top_k, random_gate
-from selecttkd_jax.selection.ranking import at_most, median_split, top_fraction
-from selecttkd_jax.selection.rates import (
+from selecttkd_jax.selection._controls import entropy_gate, invert, label_in_top_k, random_gate
+from selecttkd_jax.selection._ranking import at_most, median_split, top_fraction
+from selecttkd_jax.selection._rates import (
     Rate,
     acceptance_rate,
     acceptance_rate_by_position,
@@ -15,14 +27,14 @@ from selecttkd_jax.selection.rates import (
     rejected_weight_share,
     shadow_overlaps,
 )
-from selecttkd_jax.selection.scores import (
+from selecttkd_jax.selection._scores import (
     divergence_gap,
     error_norm,
     excess_loss,
     random_scores,
     target_uncertainty,
 )
-from selecttkd_jax.selection.verifiers import (
+from selecttkd_jax.selection._verifiers import (
     accept_all,
     greedy_top_k,
     hellinger,
@@ -30,4 +42,35 @@ from selecttkd_jax.selection.verifiers import (
     spec_k,
     spec_k_by_sampling,
 )
-from selecttkd_jax.selection.weights import TokenWeights, token_weights
+from selecttkd_jax.selection._weights import TokenWeights, token_weights
+
+__all__ = [
+    "Rate",
+    "TokenWeights",
+    "accept_all",
+    "acceptance_rate",
+    "acceptance_rate_by_position",
+    "acceptance_rate_by_sequence",
+    "at_most",
+    "divergence_gap",
+    "entropy_gate",
+    "error_norm",
+    "excess_loss",
+    "greedy_top_k",
+    "hellinger",
+    "hellinger_gate",
+    "invert",
+    "is_stop_token",
+    "label_in_top_k",
+    "median_split",
+    "overlap",
+    "random_gate",
+    "random_scores",
+    "rejected_weight_share",
+    "shadow_overlaps",
+    "spec_k",
+    "spec_k_by_sampling",
+    "target_uncertainty",
+    "token_weights",
+    "top_fraction",
+]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import selection
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 z = jnp.zeros((2, 3, 7))
 labels = jnp.zeros((2, 3), jnp.int32)
@@ -69,6 +69,11 @@ def test_logits(verifier):
         (lambda: selection.top_fraction(scores, mask[:1], 0.5), "scores and mask must have the same shape"),
         (lambda: selection.acceptance_rate(scores, mask[:1]), "accepted and mask must have the same shape"),
         (lambda: selection.acceptance_rate_by_position(scores, mask, bins=0), "bins must be at least 1"),
+        (
+            lambda: selection.acceptance_rate_by_position(scores, mask, bins=True),
+            "bins must be a whole number, got True",
+        ),
+        (lambda: selection.acceptance_rate_by_position(scores, mask, bins=2.0), "bins must be a whole number, got 2.0"),
         (lambda: selection.label_in_top_k(z, z, labels[:1]), "labels must have the shape of the positions"),
     ],
 )
@@ -77,11 +82,18 @@ def test_options(call, message):
         call()
 
 
-@pytest.mark.parametrize("mask", [np.full((2, 3), 0.5), np.array([[1, -100, 0], [1, 1, 1]])])
-def test_masks_that_are_weights_or_labels_are_refused(mask):
+@pytest.mark.parametrize(
+    ("mask", "kind", "message"),
+    [
+        (np.full((2, 3), 0.5), TypeError, "mask must be boolean or integer, got float"),
+        (np.array([[1, -100, 0], [1, 1, 1]]), ValueError, "mask must be boolean or hold only 0 and 1"),
+        (np.array([[1, 2, 0], [1, 1, 1]]), ValueError, "mask must be boolean or hold only 0 and 1"),
+    ],
+)
+def test_masks_that_are_weights_or_labels_are_refused(mask, kind, message):
     ones = jnp.ones((2, 3))
     for function in (selection.acceptance_rate, selection.acceptance_rate_by_sequence, selection.median_split):
-        with pytest.raises(ValueError, match="mask must be boolean or hold only 0 and 1"):
+        with pytest.raises(kind, match=message):
             function(ones, mask)
-    with pytest.raises(ValueError, match="mask must be boolean or hold only 0 and 1"):
+    with pytest.raises(kind, match=message):
         selection.top_fraction(ones, mask, 0.5)

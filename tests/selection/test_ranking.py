@@ -65,7 +65,7 @@ def test_random_scores_depend_on_the_key_alone():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 1.0])
-@pytest.mark.parametrize("counting", ["nearest", "quantile"])
+@pytest.mark.parametrize("counting", ["nearest", "floor", "quantile"])
 @pytest.mark.parametrize("per_sequence", [False, True])
 def test_top_fraction(fraction, counting, per_sequence):
     rng = np.random.default_rng(1)
@@ -82,11 +82,62 @@ def test_top_fraction(fraction, counting, per_sequence):
             wanted = 0
         elif counting == "nearest":
             wanted = round(fraction * n)
+        elif counting == "floor":
+            wanted = int(n * fraction)
         else:
             wanted = int(np.sum(valid_values >= np.quantile(valid_values, 1 - fraction) - 1e-6))
-        assert abs(chosen.sum() - wanted) <= (0 if abs(fraction * n % 1 - 0.5) > 1e-3 else 1)
+        halves = counting == "nearest" and abs(fraction * n % 1 - 0.5) <= 1e-3
+        assert abs(chosen.sum() - wanted) <= int(halves)
         if 0 < chosen.sum() < n:
             assert values[chosen].min() > values[valid & ~chosen].max()
+
+
+def test_floor_counts_as_token_cleaning_does_and_drops_as_ent_does():
+    """Theirs: `int(n * fraction)` in Python's numbers. 0.29 * 100 is 28.999..., 0.7 * 10 is 7."""
+    mask = jnp.ones((1, 100), bool)
+    scores = jnp.asarray(np.random.default_rng(2).permutation(100)[None], jnp.float32)
+    for n in (1, 3, 7, 10, 50, 99, 100):
+        for fraction in (0.07, 0.1, 0.14, 0.28, 0.29, 0.3, 0.57, 0.6, 0.7, 0.9, 0.99, 1.0):
+            valid = mask & (jnp.arange(100) < n)[None]
+            kept = selection.top_fraction(scores, valid, fraction, counting="floor")
+            assert kept.sum() == int(n * fraction), (n, fraction)
+            dropped = np.sort(np.asarray(scores[0, :n]))[::-1][: int(fraction * n)]
+            ours = np.asarray(scores)[np.asarray(valid & kept)]
+            np.testing.assert_array_equal(np.sort(ours)[::-1], dropped)
+    traced = jax.jit(lambda fraction: selection.top_fraction(scores, mask, fraction, counting="floor"))
+    assert [int(traced(fraction).sum()) for fraction in (0.0, 0.505, 1.0)] == [0, 50, 100]
+
+
+def test_a_quantile_is_interpolated_and_what_reaches_it_is_kept_with_its_ties():
+    scores, mask = jnp.array([[3.0, 1.0, 1.0, 1.0, 0.0]]), jnp.ones((1, 5), bool)
+    # The 0.5-quantile is 1, which four reach; the 0.9-quantile 2.2, which one does.
+    for fraction, wanted in ((0.5, 4), (0.1, 1), (0.25, 4), (1.0, 5)):
+        assert selection.top_fraction(scores, mask, fraction, counting="quantile").sum() == wanted
+    ranks = jnp.array([[3, 1, 1, 1, 0]])
+    assert selection.top_fraction(ranks, mask, 0.5, counting="quantile").sum() == 4
+    infinite = jnp.array([[jnp.inf, jnp.inf, 0.0, -jnp.inf, -jnp.inf]])
+    for fraction, wanted in ((0.2, 2), (0.5, 3), (1.0, 5)):
+        assert selection.top_fraction(infinite, mask, fraction, counting="quantile").sum() == wanted
+
+
+def test_a_score_of_nan_ranks_behind_all_others():
+    scores, mask = jnp.array([[jnp.nan, -jnp.inf, 2.0, jnp.nan]]), jnp.ones((1, 4), bool)
+    kept = selection.top_fraction(scores, mask, 0.5)
+    np.testing.assert_array_equal(kept, [[False, True, True, False]])
+    np.testing.assert_array_equal(selection.at_most(scores, mask, 9.0), [[False, True, True, False]])
+
+
+def test_two_models_that_exclude_the_label_are_equally_wrong():
+    excluded, open_ = jnp.array([[0.0, -jnp.inf, 1.0]]), jnp.array([[0.0, 0.5, 1.0]])
+    label = jnp.array([1])
+    for score in (
+        lambda a, b: selection.excess_loss(a, b, label),
+        lambda a, b: selection.divergence_gap(a, open_, b),
+    ):
+        np.testing.assert_array_equal(score(excluded, excluded), [0.0])
+        np.testing.assert_array_equal(score(excluded, 2.0 * excluded), [0.0])
+        np.testing.assert_array_equal(score(excluded, open_), [jnp.inf])
+        np.testing.assert_array_equal(score(open_, excluded), [-jnp.inf])
 
 
 def test_ties_go_to_the_earlier_position_and_infinite_scores_are_scores():

@@ -39,6 +39,8 @@ def test_rejected_weight_share():
     share = selection.rejected_weight_share(accepted, mask, floor=0.1)
     close(share.value, 0.2 / (2 + 0.2))
     close(selection.rejected_weight_share(accepted, mask, floor=0.0).value, 0)
+    one_of_four = selection.rejected_weight_share(jnp.array([[0.0, 1.0, 1.0, 1.0]]), jnp.ones((1, 4), bool), floor=0.1)
+    close(one_of_four.value, 0.1 / (3 + 0.1))
 
 
 def test_overlap():

@@ -83,12 +83,77 @@ def test_greedy_by_hand():
 
 def test_greedy_ties():
     tied_teacher = jnp.array([1.0, 2.0, 2.0, 0.0])
-    for token in (1, 2):  # both are the teacher's first choice
-        assert selection.greedy_top_k(jax.nn.one_hot(token, 4), tied_teacher, k=1) == 1
-    assert selection.greedy_top_k(jax.nn.one_hot(0, 4), tied_teacher, k=2) == 0
+    for token, k in ((1, 1), (2, 2), (0, 3), (3, 4)):  # the teacher's order: 1, then 2 (as likely), 0, 3
+        student = jax.nn.one_hot(token, 4)
+        assert selection.greedy_top_k(student, tied_teacher, k=k) == 1
+        assert k == 1 or selection.greedy_top_k(student, tied_teacher, k=k - 1) == 0
     tied_student = jnp.array([0.0, 5.0, 5.0, 0.0])  # proposes token 1, the lower id
     assert selection.greedy_top_k(tied_student, jnp.array([0.0, 1.0, 2.0, 3.0]), k=2) == 0
     assert selection.greedy_top_k(tied_student, jnp.array([0.0, 3.0, 2.0, 1.0]), k=1) == 1
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_exactly_k_of_many_tied_tokens_pass(k):
+    """Proposed one after the other against bfloat16 logits of few values, as a stable top-k takes them."""
+    teacher = jnp.asarray(np.random.default_rng(9).integers(-3, 4, 64), jnp.bfloat16)
+    every_proposal = 9.0 * jnp.eye(64, dtype=jnp.bfloat16)
+    accepted = selection.greedy_top_k(every_proposal, jnp.broadcast_to(teacher, (64, 64)), k=k)
+    by_label = selection.label_in_top_k(
+        every_proposal, jnp.broadcast_to(teacher, (64, 64)), jnp.arange(64, dtype=jnp.int32), k=k
+    )
+    wanted = np.zeros(64)
+    wanted[np.asarray(jax.lax.top_k(teacher.astype(jnp.float32), k)[1])] = 1
+    np.testing.assert_array_equal(accepted, wanted)
+    np.testing.assert_array_equal(by_label, wanted)
+
+
+def test_what_the_teacher_excludes_is_never_accepted():
+    teacher = jnp.array([0.0, -jnp.inf, 1.0, -jnp.inf])
+    for token, wanted in enumerate([1, 0, 1, 0]):
+        for k in (3, 4):  # more than the teacher leaves
+            student, labels = jax.nn.one_hot(token, 4), jnp.array(token)
+            assert selection.greedy_top_k(student, teacher, k=k) == wanted
+            assert selection.label_in_top_k(student, teacher, labels, k=k) == wanted
+    assert selection.label_in_top_k(teacher, teacher, jnp.array(-100), k=4) == 0
+    nothing = jnp.full(4, -jnp.inf)
+    assert not selection.greedy_top_k(jnp.zeros(4), nothing, k=4) > 0
+    assert not selection.greedy_top_k(nothing, teacher, k=4) > 0
+
+
+READS_BOTH = {
+    "greedy": partial(selection.greedy_top_k, k=7),
+    "inverted": selection.invert(partial(selection.greedy_top_k, k=7)),
+    "spec": selection.spec_k,
+    "sampling": partial(selection.spec_k_by_sampling, key=jax.random.key(0)),
+    "hellinger": selection.hellinger,
+    "gate": partial(selection.hellinger_gate, tau=1.0),
+}
+READS_TEACHER = {
+    "entropy": partial(selection.entropy_gate, threshold=9.0),
+    "label": lambda q, p: selection.label_in_top_k(q, p, jnp.zeros(q.shape[:-1], jnp.int32), k=7),
+}
+READS_STUDENT = {"entropy of student": partial(selection.entropy_gate, threshold=9.0, source="student")}
+
+
+@pytest.mark.parametrize("name", [*READS_BOTH, *READS_TEACHER, *READS_STUDENT])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_no_distribution_has_no_acceptance(name, broken):
+    verifier = {**READS_BOTH, **READS_TEACHER, **READS_STUDENT}[name]
+    student, teacher = logits_pair(4, 7, seed=10)
+    broken_student, broken_teacher = student.copy(), teacher.copy()
+    # At the proposal or beside it, the first token or the last.
+    for row, token in enumerate((0, 6, int(student[2].argmax()), int(student[3].argmin()))):
+        broken_student[row, token] = broken_teacher[row, token] = broken
+    for q, p, read in (
+        (broken_student, teacher, name not in READS_TEACHER),
+        (student, broken_teacher, name not in READS_STUDENT),
+    ):
+        acceptance = verifier(jnp.asarray(q), jnp.asarray(p))
+        assert np.all(np.isnan(acceptance)) == read
+        drawn = selection.token_weights(acceptance, jnp.zeros(4), floor=0.0)
+        assert not read or np.all(np.asarray(drawn.accepted) == 0)
+        assert bool(np.isnan(selection.acceptance_rate(acceptance, jnp.ones(4, bool)).value)) == read
+    assert np.all(np.isfinite(verifier(jnp.asarray(student), jnp.asarray(teacher))))
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 7, 10])
@@ -172,3 +237,30 @@ def test_weights_by_hand():
     assert np.all(selection.token_weights(acceptance, floor=1.0).weight == 1)
     gradient = jax.grad(lambda a: jnp.sum(selection.token_weights(a, floor=0.1).weight))(acceptance)
     assert np.all(np.asarray(gradient) == 0)
+
+
+def test_what_is_exactly_at_the_bound_is_accepted():
+    student, teacher = logits_pair(5, 17, seed=11)
+    np.testing.assert_array_equal(selection.hellinger_gate(teacher, teacher, tau=0.0), 1)
+    for row in range(5):
+        distance = float(selection.hellinger(student[row], teacher[row]))
+        assert selection.hellinger_gate(student[row], teacher[row], tau=distance) == 1
+        entropy = float(losses.entropy(teacher[row]))
+        assert selection.entropy_gate(student[row], teacher[row], threshold=entropy) == 1
+
+
+def test_labels_outside_the_vocabulary_are_rejected_on_both_sides():
+    teacher = jnp.broadcast_to(jnp.array([0.0, 1.0, 2.0]), (6, 3))
+    labels = jnp.array([-100, -3, -1, 3, 4, 2**31 - 1], jnp.int32)
+    np.testing.assert_array_equal(selection.label_in_top_k(teacher, teacher, labels, k=3), 0)
+
+
+def test_an_overlap_that_rounding_lifts_above_one_is_one():
+    rng = np.random.default_rng(12)
+    student = jnp.asarray(rng.normal(size=(256, 997)), jnp.float32)
+    overlap = jnp.sum(jax.nn.softmax(student), axis=-1)
+    assert np.max(np.asarray(overlap)) > 1
+    for k in (1, 5):
+        acceptance = selection.spec_k(student, student, k=k)
+        np.testing.assert_allclose(acceptance, 1, atol=1e-6)
+        assert np.all(np.asarray(acceptance) <= 1)

@@ -7,9 +7,9 @@ usually with `floor=0`.
 | method         | score                                    | kept                | divergence      | normaliser |
 |----------------|------------------------------------------|---------------------|-----------------|------------|
 | RHO-1          | excess_loss, student and reference       | top fraction        | cross_entropy   | weight     |
-| Token Cleaning | excess_loss, base and reference (static) | top fraction        | cross_entropy   | weight     |
-| AdaSPEC        | divergence_gap                           | top fraction        | forward_kl      | token      |
-| ENT            | error_norm                               | lowest, or at most  | cross_entropy   | token      |
+| Token Cleaning | excess_loss, base and reference (static) | top fraction, floor | cross_entropy   | weight     |
+| AdaSPEC        | divergence_gap                           | top, quantile       | forward_kl      | token      |
+| ENT            | error_norm                               | not top, or at most | cross_entropy   | token      |
 | ATKD           | target_uncertainty                       | median split        | see `losses`    | weight     |
 | entropy        | losses.entropy of teacher or student     | top fraction        | any             | any        |
 | control        | random_scores                            | top fraction        | any             | any        |
@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax import losses
-from selecttkd_jax.array_types import Array, Int, Key, Logits, PerToken
-from selecttkd_jax.checks import check_floating
-from selecttkd_jax.losses.closed_form import as_float32
-from selecttkd_jax.losses.cross_entropy import check_labels
-from selecttkd_jax.losses.target import is_target, log_rest
+from selecttkd_jax._array_types import Array, Int, Key, Logits, PerToken
+from selecttkd_jax._checks import check_floating
+from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.losses._closed_form import as_float32
+from selecttkd_jax.losses._cross_entropy import check_labels
+from selecttkd_jax.losses._target import is_target, log_rest
 
 
 def excess_loss(logits: Logits, reference_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
@@ -34,16 +35,16 @@ def excess_loss(logits: Logits, reference_logits: Logits, labels: Int[Array, "*p
     RHO-1 scores the student as it trains; Token Cleaning scores the fixed base model, once.
 
     Args:
-      logits: [..., V] of the model that is scored.
-      reference_logits: [..., V] of the reference, of the same tokenizer.
-      labels: [...] token ids.
+        logits: [..., V] of the model that is scored.
+        reference_logits: [..., V] of the reference, of the same tokenizer.
+        labels: [...] token ids.
 
     Returns:
-      [...] float32, in nats, any sign.
+        [...] float32, in nats, any sign; infinite where one of the two excludes the label, 0 where both do.
 
     Source: Lin et al., 2024, "Rho-1: Not all tokens are what you need"; Pang et al., 2025, "Token Cleaning".
     """
-    return jax.lax.stop_gradient(losses.cross_entropy(logits, labels) - losses.cross_entropy(reference_logits, labels))
+    return _excess(losses.cross_entropy(logits, labels), losses.cross_entropy(reference_logits, labels))
 
 
 def divergence_gap(student_logits: Logits, teacher_logits: Logits, reference_logits: Logits) -> PerToken:
@@ -52,31 +53,33 @@ def divergence_gap(student_logits: Logits, teacher_logits: Logits, reference_log
         score = KL(p || q) - KL(p || r);  the highest are kept
 
     Args:
-      student_logits: [..., V].
-      teacher_logits: [..., V].
-      reference_logits: [..., V].
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        reference_logits: [..., V].
 
     Returns:
-      [...] float32, in nats, any sign.
+        [...] float32, in nats, any sign; infinite where one of the two excludes what the teacher expects, 0 where both
+        do.
 
     Source: Hu et al., 2025, "AdaSPEC: Selective knowledge distillation for efficient speculative decoders".
     """
-    return jax.lax.stop_gradient(
-        losses.forward_kl(student_logits, teacher_logits) - losses.forward_kl(reference_logits, teacher_logits)
+    return _excess(
+        losses.forward_kl(student_logits, teacher_logits), losses.forward_kl(reference_logits, teacher_logits)
     )
 
 
+@any_mesh(like="student_logits", drop=1)
 def error_norm(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
     """How far the student's distribution is from certainty in the label.
 
         score = || q - onehot(label) ||_2;  the highest are dropped
 
     Args:
-      student_logits: [..., V].
-      labels: [...] token ids.
+        student_logits: [..., V].
+        labels: [...] token ids.
 
     Returns:
-      [...] float32, in [0, sqrt 2].
+        [...] float32, in [0, sqrt 2].
 
     Source: Li et al., 2024, "Error norm truncation: robust training in the presence of data noise" (ENT).
     """
@@ -87,6 +90,7 @@ def error_norm(student_logits: Logits, labels: Int[Array, "*positions"]) -> PerT
     return jnp.sqrt(jnp.sum(jnp.square(q - is_label.astype(q.dtype)), axis=-1))
 
 
+@any_mesh(like="logits", drop=1)
 def target_uncertainty(logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
     """How unsure a model is of the label.
 
@@ -95,11 +99,11 @@ def target_uncertainty(logits: Logits, labels: Int[Array, "*positions"]) -> PerT
     ATKD takes the teacher's; its reversed variant the student's.
 
     Args:
-      logits: [..., V].
-      labels: [...] token ids.
+        logits: [..., V].
+        labels: [...] token ids.
 
     Returns:
-      [...] float32, in [0, 1].
+        [...] float32, in [0, 1].
 
     Source: Zhong et al., 2024, "Revisiting knowledge distillation for autoregressive language models" (ATKD).
     """
@@ -114,10 +118,16 @@ def random_scores(key: Key, shape: tuple[int, ...]) -> PerToken:
     """Scores without meaning: the control for every selector that keeps a fraction.
 
     Args:
-      key: PRNG key.
-      shape: Of the positions, [B, T].
+        key: PRNG key.
+        shape: Of the positions, [B, T].
 
     Returns:
-      [...] float32, uniform in [0, 1).
+        [...] float32, uniform in [0, 1).
     """
     return jax.random.uniform(key, shape)
+
+
+def _excess(loss: PerToken, reference_loss: PerToken) -> PerToken:
+    """How much larger the loss is, a constant; two infinite losses are equal, where their difference would be NaN."""
+    excess = jnp.where(loss == reference_loss, 0.0, loss - reference_loss)
+    return jax.lax.stop_gradient(excess)

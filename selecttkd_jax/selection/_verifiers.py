@@ -9,39 +9,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from selecttkd_jax import losses
-from selecttkd_jax.array_types import Array, Key, Logits, PerToken
-from selecttkd_jax.checks import InputError, check_in_range
-from selecttkd_jax.losses.closed_form import as_float32, check_logits, distribution
+from selecttkd_jax._array_types import Array, Key, Logits, PerToken
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.losses._closed_form import as_float32, check_logits, distribution
 
 
+@any_mesh(like="student_logits", drop=1)
 def greedy_top_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> PerToken:
     """Accepts a position whose most likely student token is among the teacher's k most likely.
 
-        acceptance = 1  if  #{v : z_p[v] > z_p[y]} < k,  y = argmax_v z_q[v],  else 0
+        acceptance = 1  if  rank_p(y) < k and p(y) > 0,  y = argmax_v q(v),  else 0
 
-    Counting needs no sort, and no gather across a vocabulary sharded over devices. Ties: the student proposes the
-    lowest of its best token ids; tokens that tie with the teacher's k-th are all among its top k.
+    where rank_p(y) is the number of tokens that the teacher places before y: those more likely, and those as likely
+    with a lower id. So at most k tokens can pass, also where bfloat16 logits tie, and none that the teacher excludes.
+    The student proposes the lowest of its best token ids. Counting needs no sort, and no gather across a vocabulary
+    sharded over devices.
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
-      k: From 1 (the two argmaxes agree) to V (everything passes).
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        k: From 1 (the two argmaxes agree) to V (all that the teacher does not exclude passes).
 
     Returns:
-      Acceptance [...] float32, 0 or 1.
+        Acceptance [...] float32, 0 or 1.
 
     Raises:
-      InputError: The shapes differ, or k is out of range.
-      TypeError: The logits are not floating point, or k is not an integer.
+        InputError: k is out of range.
+        TypeError: k is not an integer.
 
     Source: SelecTKD supplement, section A ("greedy Top-k").
     """
     student_logits, teacher_logits = constants(student_logits, teacher_logits)
     check_k(k, student_logits.shape[-1])
-    proposal = best_token(student_logits)
-    return (rank(teacher_logits, proposal) < k).astype(jnp.float32)
+    place = rank(teacher_logits, best_token(student_logits))
+    proposes = jnp.isfinite(jnp.max(student_logits, axis=-1))
+    return verdict(place < k, jnp.where(proposes, place, jnp.nan))
 
 
+@any_mesh(like="student_logits", drop=1)
 def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> PerToken:
     """The probability that at least one of k student samples passes the speculative test.
 
@@ -52,16 +59,16 @@ def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> Per
     drawing k tokens and testing each, without sampling from the vocabulary.
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
-      k: Number of candidates, at least 1.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        k: Number of candidates, at least 1.
 
     Returns:
-      Acceptance [...] float32 in [0, 1].
+        Acceptance [...] float32 in [0, 1].
 
     Raises:
-      InputError: The shapes differ, or k < 1.
-      TypeError: The logits are not floating point, or k is not an integer.
+        InputError: k < 1.
+        TypeError: k is not an integer.
 
     Source: SelecTKD supplement, section A ("non-greedy Spec-k"); Leviathan et al., 2023, Theorem 3.5.
     """
@@ -74,6 +81,7 @@ def spec_k(student_logits: Logits, teacher_logits: Logits, *, k: int = 5) -> Per
     return -jnp.expm1(k * jnp.log1p(-jnp.minimum(overlap, 1.0))).astype(jnp.float32)
 
 
+@any_mesh(like="student_logits", drop=1)
 def spec_k_by_sampling(student_logits: Logits, teacher_logits: Logits, *, key: Key, k: int = 5) -> PerToken:
     """The procedure `spec_k` is the law of: draw k student tokens, test each against the teacher.
 
@@ -83,13 +91,13 @@ def spec_k_by_sampling(student_logits: Logits, teacher_logits: Logits, *, key: K
     tokens from the vocabulary at every position is slow; this is here to check `spec_k`, not to train with.
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
-      key: PRNG key.
-      k: Number of candidates, at least 1.
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        key: PRNG key.
+        k: Number of candidates, at least 1.
 
     Returns:
-      Acceptance [...] float32, 0 or 1.
+        Acceptance [...] float32, 0 or 1.
 
     Source: SelecTKD supplement, section A.
     """
@@ -101,7 +109,8 @@ def spec_k_by_sampling(student_logits: Logits, teacher_logits: Logits, *, key: K
     log_q = jnp.take_along_axis(jax.nn.log_softmax(student_logits)[None], candidates[..., None], axis=-1)[..., 0]
     log_p = jnp.take_along_axis(jax.nn.log_softmax(teacher_logits)[None], candidates[..., None], axis=-1)[..., 0]
     uniforms = jax.random.uniform(uniform_key, (k, *positions))
-    return jnp.any(uniforms < jnp.exp(jnp.minimum(log_p - log_q, 0.0)), axis=0).astype(jnp.float32)
+    passing = jnp.exp(jnp.minimum(log_p - log_q, 0.0))
+    return verdict(jnp.any(uniforms < passing, axis=0), jnp.sum(passing, axis=0))
 
 
 def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
@@ -113,11 +122,11 @@ def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     `spec_k`; `hellinger_gate` is the reading that agrees with them.
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
+        student_logits: [..., V].
+        teacher_logits: [..., V].
 
     Returns:
-      Acceptance [...] float32 in [0, 1].
+        Acceptance [...] float32 in [0, 1].
 
     Source: SelecTKD main text; the supplement's Table 6, row H.
     """
@@ -130,53 +139,64 @@ def hellinger_gate(student_logits: Logits, teacher_logits: Logits, *, tau: float
         acceptance = 1 if H(p, q) <= tau else 0
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
-      tau: The largest distance accepted, in [0, 1].
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        tau: The largest distance accepted, in [0, 1].
 
     Returns:
-      Acceptance [...] float32, 0 or 1.
+        Acceptance [...] float32, 0 or 1.
 
     Raises:
-      InputError: The shapes differ, or tau is out of range.
-      TypeError: The logits are not floating point.
+        InputError: tau is out of range.
     """
     check_in_range("tau", tau, 0.0, 1.0)
-    return (hellinger(student_logits, teacher_logits) <= tau).astype(jnp.float32)
+    distance = hellinger(student_logits, teacher_logits)
+    return verdict(distance <= tau, distance)
 
 
+@any_mesh(like="student_logits", drop=1)
 def accept_all(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     """Accepts every position: distillation without selection.
 
     Args:
-      student_logits: [..., V].
-      teacher_logits: [..., V]. Unused.
+        student_logits: [..., V].
+        teacher_logits: [..., V]. Unused.
 
     Returns:
-      Ones, [...] float32.
+        Ones, [...] float32.
     """
     del teacher_logits
     return jnp.ones(jnp.shape(student_logits)[:-1], jnp.float32)
 
 
 def best_token(logits: Logits) -> Array:
-    """The most likely token of each position, the lowest id among ties, [...] int32."""
+    """The most likely token of each position, the lowest id among ties, [...] int32; V, which is none, beside NaN."""
     token_ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     is_best = logits == jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(is_best, token_ids, logits.shape[-1]), axis=-1)
 
 
 def rank(logits: Logits, token_ids: Array) -> Array:
-    """How many tokens are more likely than the given one, [...] float32: 0 for the most likely.
+    """How many tokens stand before the given one, [...] float32: 0 for the most likely.
+
+    Those more likely, and of equally likely ones those with a lower id, as in a stable sort. Infinite for a token that
+    is excluded or outside the vocabulary; NaN where the logits hold NaN or +inf, which is no distribution.
 
     The one value gathered from each position costs a vocabulary sharded over devices no more than a sum over them.
-    A token outside the vocabulary ranks behind every possible one.
     """
     inside = (token_ids >= 0) & (token_ids < logits.shape[-1])
     index = jnp.where(inside, token_ids, 0)[..., None]
     logit = jnp.where(inside[..., None], jnp.take_along_axis(logits, index, axis=-1), -jnp.inf)
+    vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    before = (logits > logit) | ((logits == logit) & (vocabulary < index))
     # Counted in float32, exact up to 2^24 tokens, because XLA's CPU backend sums integers far slower.
-    return jnp.sum((logits > logit).astype(jnp.float32), axis=-1)
+    count = jnp.sum(jnp.where(logits < jnp.inf, before.astype(jnp.float32), jnp.nan), axis=-1)
+    return count + jnp.where(logit[..., 0] > -jnp.inf, 0.0, jnp.inf)
+
+
+def verdict(accepted: Array, decided_by: Array) -> PerToken:
+    """1 where accepted and 0 where not, in float32; NaN where the number that decided is NaN: comparisons hide it."""
+    return jnp.where(jnp.isnan(decided_by), jnp.nan, accepted.astype(jnp.float32))
 
 
 def constants(student_logits: Logits, teacher_logits: Logits) -> tuple[Logits, Logits]:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import PerToken
-from selecttkd_jax.checks import check_in_range, check_same_shape
+from selecttkd_jax._array_types import PerToken
+from selecttkd_jax._checks import check_in_range, check_same_shape
+from selecttkd_jax._mesh_axes import any_mesh
 
 
 class TokenWeights(NamedTuple):
@@ -16,6 +17,7 @@ class TokenWeights(NamedTuple):
     accepted: PerToken
 
 
+@any_mesh(like="acceptance")
 def token_weights(acceptance: PerToken, uniforms: PerToken | None = None, *, floor: float = 0.01) -> TokenWeights:
     """Full weight where the proposal is accepted, a small floor where it is rejected.
 
@@ -24,16 +26,16 @@ def token_weights(acceptance: PerToken, uniforms: PerToken | None = None, *, flo
     `floor` is the beta of the paper; 1 is distillation without selection.
 
     Args:
-      acceptance: [...] in [0, 1], from a verifier.
-      uniforms: [...] draws from [0, 1), or None. With None `accepted` is the acceptance itself: the weight's
-        expectation, which has the lower variance. Soft weights such as `hellinger` want None.
-      floor: Weight of a rejected token, in [0, 1].
+        acceptance: [...] in [0, 1], from a verifier. NaN stays NaN, and every draw rejects it.
+        uniforms: [...] draws from [0, 1), or None. With None `accepted` is the acceptance itself: the weight's
+            expectation, which has the lower variance. Soft weights such as `hellinger` want None.
+        floor: Weight of a rejected token, in [0, 1].
 
     Returns:
-      TokenWeights of [...] float32, constants to differentiation.
+        TokenWeights of [...] float32, constants to differentiation.
 
     Raises:
-      InputError: The shapes differ, or floor is out of range.
+        InputError: floor is out of range.
 
     Source: SelecTKD supplement, section A and Table 6.
     """

@@ -7,28 +7,28 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-import jax.numpy as jnp
-
 from selecttkd_jax import losses
-from selecttkd_jax.array_types import Array, Int, Logits, PerToken
-from selecttkd_jax.checks import check_at_least, check_in_range, check_one_of
-from selecttkd_jax.losses.cross_entropy import check_labels
-from selecttkd_jax.selection.verifiers import accept_all, check_k, constants, rank
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import check_at_least, check_one_of
+from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.losses._cross_entropy import check_labels
+from selecttkd_jax.selection._verifiers import accept_all, check_k, constants, rank, verdict
 
 
 def random_gate(student_logits: Logits, teacher_logits: Logits, *, rate: float) -> PerToken:
     """Accepts each position with the same probability, whatever the models say.
 
     Args:
-      student_logits: [..., V]. Only the shape matters.
-      teacher_logits: [..., V]. Unused.
-      rate: Probability of acceptance, in [0, 1]; draw it with the uniforms of `token_weights`.
+        student_logits: [..., V]. Only the shape matters.
+        teacher_logits: [..., V]. Unused.
+        rate: Probability of acceptance, in [0, 1]; draw it with the uniforms of `token_weights`.
 
     Returns:
-      Acceptance [...] float32, `rate` everywhere.
+        Acceptance [...] float32, `rate` everywhere.
 
     Raises:
-      InputError: rate is out of range.
+        InputError: rate is out of range.
     """
     check_in_range("rate", rate, 0.0, 1.0)
     return rate * accept_all(student_logits, teacher_logits)
@@ -40,14 +40,14 @@ def invert(verifier: Callable) -> Callable:
     Where acceptance lies between 0 and 1 that holds in probability: with the same uniforms both may accept a position.
 
     Args:
-      verifier: Any verifier, options bound with `functools.partial`.
+        verifier: Any verifier, options bound with `functools.partial`.
 
     Returns:
-      A verifier; two inversions of equal verifiers make equal objectives.
+        A verifier; two inversions of equal verifiers make equal objectives.
 
     Example:
-      >>> from selecttkd_jax import selection
-      >>> control = invert(partial(selection.greedy_top_k, k=5))
+        >>> from selecttkd_jax import selection
+        >>> control = invert(partial(selection.greedy_top_k, k=5))
     """
     takes_labels = "labels" in inspect.signature(verifier).parameters
     return partial(_inverted_with_labels if takes_labels else _inverted, verifier)
@@ -61,6 +61,7 @@ def _inverted_with_labels(verifier, student_logits, teacher_logits, labels):
     return 1.0 - verifier(student_logits, teacher_logits, labels=labels)
 
 
+@any_mesh(like="student_logits", drop=1)
 def entropy_gate(
     student_logits: Logits, teacher_logits: Logits, *, threshold: float, source: str = "teacher"
 ) -> PerToken:
@@ -69,46 +70,49 @@ def entropy_gate(
         acceptance = 1 if H(source) <= threshold else 0
 
     Args:
-      student_logits: [..., V], any float dtype.
-      teacher_logits: [..., V].
-      threshold: In nats, at least 0; more than log V accepts everything.
-      source: Whose entropy: "teacher" or "student".
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        threshold: In nats, at least 0; more than log V accepts everything.
+        source: Whose entropy: "teacher" or "student".
 
     Returns:
-      Acceptance [...] float32, 0 or 1.
+        Acceptance [...] float32, 0 or 1.
 
     Raises:
-      InputError: The shapes differ, or an option is out of range.
-      TypeError: The logits are not floating point.
+        InputError: an option is out of range.
     """
     check_at_least("threshold", threshold, 0.0)
     check_one_of("source", source, ("teacher", "student"))
     student_logits, teacher_logits = constants(student_logits, teacher_logits)
     entropy = losses.entropy(teacher_logits if source == "teacher" else student_logits)
-    return (entropy <= threshold).astype(jnp.float32)
+    return verdict(entropy <= threshold, entropy)
 
 
+@any_mesh(like="student_logits", drop=1)
 def label_in_top_k(
     student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"], *, k: int = 5
 ) -> PerToken:
     """Accepts a position whose *label* is among the teacher's k most likely tokens, whatever the student proposes.
 
-        acceptance = 1 if #{v : z_p[v] > z_p[label]} < k else 0
+        acceptance = 1 if rank_p(label) < k and p(label) > 0 else 0
+
+    with the rank and the ties of `greedy_top_k`.
 
     Args:
-      student_logits: [..., V]. Unused.
-      teacher_logits: [..., V], any float dtype.
-      labels: [...] integers. Positions whose label is outside [0, V) are rejected unless k is V.
-      k: From 1 to V. Tokens that tie with the k-th are all among the top k.
+        student_logits: [..., V]. Unused.
+        teacher_logits: [..., V], any float dtype.
+        labels: [...] integers. Positions whose label is outside [0, V) are rejected.
+        k: From 1 to V.
 
     Returns:
-      Acceptance [...] float32, 0 or 1.
+        Acceptance [...] float32, 0 or 1.
 
     Raises:
-      InputError: The shapes do not match, or k is out of range.
-      TypeError: The logits are not floating point, or the labels or k not integers.
+        InputError: The shapes do not match, or k is out of range.
+        TypeError: the labels or k not integers.
     """
     _, teacher_logits = constants(student_logits, teacher_logits)
     check_labels(teacher_logits, labels)
     check_k(k, teacher_logits.shape[-1])
-    return (rank(teacher_logits, labels) < k).astype(jnp.float32)
+    place = rank(teacher_logits, labels)
+    return verdict(place < k, place)

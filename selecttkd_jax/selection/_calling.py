@@ -3,8 +3,8 @@
 import inspect
 from collections.abc import Callable
 
-from selecttkd_jax.array_types import Array, Logits, PerToken
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._array_types import Array, Logits, PerToken
+from selecttkd_jax._errors import InputError
 
 
 def call_with_labels(
@@ -21,7 +21,7 @@ def call_with_labels(
     student's logits only.
 
     Raises:
-      InputError: The function needs labels and there are none, or it does not take one of the options.
+        InputError: The function needs labels and there are none, or it does not take one of the options.
     """
     parameters = inspect.signature(function).parameters
     name = getattr(getattr(function, "func", function), "__name__", repr(function))
