@@ -22,6 +22,7 @@ DIVERGENCES = {
     "hellinger": losses.hellinger,
     "adaptive_kl": losses.adaptive_kl,
     "cross_entropy": losses.cross_entropy,
+    "hard_cross_entropy": lambda q, p, labels: losses.hard_cross_entropy(q, p, jnp.where(labels % 2 == 0, -1, labels)),
     "soft_cross_entropy": losses.soft_cross_entropy,
     "decoupled_kl": losses.decoupled_kl,
     "target_kl": losses.target_kl,
@@ -73,17 +74,18 @@ def plain(objective, student, teacher, rest, **options):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
 
 
-def fused(objective, student, teacher, rest, **options):
+def fused(objective, student, teacher, rest, *, alpha=None, acceptance=None, vocab_first=(False, False), **options):
     """The same from the fused head."""
+    tokens = distill.Tokens(**rest, alpha=alpha, acceptance=acceptance)
 
     def loss(student):
         sums = distill.fused_head(
             objective,
-            *student[:2],
-            *teacher[:2],
-            **rest,
-            student_bias=student[2],
-            teacher_bias=teacher[2],
+            student[0],
+            distill.Head(*student[1:], vocab_first=vocab_first[0]),
+            teacher[0],
+            distill.Head(*teacher[1:], vocab_first=vocab_first[1]),
+            tokens,
             **options,
         )
         return sums.loss, sums
@@ -149,7 +151,14 @@ def test_the_chunk_size_changes_neither_numbers_nor_verdicts(chunk_size):
         return uniforms < selection.spec_k(zq, zp, k=2)
 
     by_chunks = distill.map_logits(
-        verdicts, *student[:2], *teacher[:2], rest["mask"], chunk_size=chunk_size, uniforms=rest["uniforms"]
+        verdicts,
+        student[0],
+        distill.Head(student[1]),
+        teacher[0],
+        distill.Head(teacher[1]),
+        rest["mask"],
+        chunk_size=chunk_size,
+        uniforms=rest["uniforms"],
     )
     bias_free = [(hidden, head, jnp.zeros_like(bias)) for hidden, head, bias in (student, teacher)]
     at_once = verdicts(*(logits_of(*model) for model in bias_free), rest["uniforms"])
@@ -157,7 +166,7 @@ def test_the_chunk_size_changes_neither_numbers_nor_verdicts(chunk_size):
 
 
 def test_a_vocabulary_smaller_than_a_tile_and_larger_than_one(monkeypatch):
-    from selecttkd_jax.distill import head_products
+    from selecttkd_jax.distill import _head_products as head_products
 
     objective = distill.Objective(losses.forward_kl)
     batch = make_batch()
@@ -239,8 +248,8 @@ def test_the_teacher_and_everything_else_get_no_gradient():
 def test_values_without_gradient_are_the_same():
     student, teacher, rest = make_batch()
     objective = distill.Objective(losses.reverse_kl, VERIFIERS["greedy_top_k"])
-    biases = {"student_bias": student[2], "teacher_bias": teacher[2]}
-    sums = distill.fused_head(objective, *student[:2], *teacher[:2], **rest, **biases)
+    heads = [distill.Head(*model[1:]) for model in (student, teacher)]
+    sums = distill.fused_head(objective, student[0], heads[0], teacher[0], heads[1], distill.Tokens(**rest))
     assert_equal(plain(objective, student, teacher, rest)[0][1], sums, 1e-5)
 
 
@@ -249,7 +258,8 @@ def test_under_checkpoint_and_vmap():
     objective = distill.Objective(losses.reverse_kl, VERIFIERS["greedy_top_k"])
 
     def loss(hidden, mask):
-        return distill.fused_head(objective, hidden, student[1], teacher[0], teacher[1], mask).loss
+        heads = distill.Head(student[1]), distill.Head(teacher[1])
+        return distill.fused_head(objective, hidden, heads[0], teacher[0], heads[1], distill.Tokens(mask)).loss
 
     expected = jax.grad(loss)(student[0], rest["mask"])
     assert_equal(expected, jax.grad(jax.checkpoint(loss))(student[0], rest["mask"]), 1e-6)
@@ -265,7 +275,8 @@ def test_a_cotangent_scales_the_gradient():
     objective = distill.Objective(losses.reverse_kl)
 
     def mean(student):
-        sums = distill.fused_head(objective, *student[:2], *teacher[:2], **rest, student_bias=student[2])
+        heads = distill.Head(*student[1:]), distill.Head(teacher[1])
+        sums = distill.fused_head(objective, student[0], heads[0], teacher[0], heads[1], distill.Tokens(**rest))
         return 3.0 * sums.loss / sums.count
 
     def whole(student):
@@ -300,14 +311,18 @@ def test_two_streams():
 
     def whole(head):
         parts = [
-            distill.Stream(student[0] @ head, teacher[0] @ teacher_head, **rest) for student, teacher, rest in streams
+            distill.Stream(student[0] @ head, teacher[0] @ teacher_head, distill.Tokens(**rest))
+            for student, teacher, rest in streams
         ]
         sums = pair(*parts, balance=0.7)
         return sums.loss, sums
 
     def by_chunks(head):
-        parts = [distill.HiddenStream(student[0], teacher[0], **rest) for student, teacher, rest in streams]
-        sums = distill.fused_two_stream(pair, *parts, head, teacher_head, balance=0.7, chunk_size=8)
+        parts = [
+            distill.HiddenStream(student[0], teacher[0], distill.Tokens(**rest)) for student, teacher, rest in streams
+        ]
+        heads = distill.Head(head), distill.Head(teacher_head)
+        sums = distill.fused_two_stream(pair, *parts, *heads, balance=0.7, chunk_size=8)
         return sums.loss, sums
 
     expected = jax.value_and_grad(whole, has_aux=True)(student_head)
@@ -319,16 +334,16 @@ def test_a_ranking_selector_scores_first_and_learns_then():
     labels, mask = rest["labels"], rest["mask"]
     heads = [(hidden, head) for hidden, head, _ in (student, teacher)]
     zq, zp = (hidden @ head for hidden, head in heads)
-    scores = distill.map_logits(selection.excess_loss, *heads[0], *heads[1], mask, labels=labels)
+    student, teacher = ((hidden, distill.Head(matrix)) for hidden, matrix in heads)
+    scores = distill.map_logits(selection.excess_loss, *student, *teacher, mask, labels=labels)
     expected = jnp.where(mask, selection.excess_loss(zq, zp, labels), 0.0)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
     kept = selection.top_fraction(scores, mask, 0.4)
     objective = distill.Objective(losses.cross_entropy, floor=0.0, normalizer="weight")
     whole = jax.grad(lambda z: objective(z, zp, mask, labels=labels, acceptance=kept).loss)(zq)
-    by_chunks = jax.grad(
-        lambda h: distill.fused_head(objective, h, *heads[0][1:], *heads[1], mask, labels=labels, acceptance=kept).loss
-    )(heads[0][0])
+    tokens = distill.Tokens(mask, labels=labels, acceptance=kept)
+    by_chunks = jax.grad(lambda h: distill.fused_head(objective, h, student[1], *teacher, tokens).loss)(heads[0][0])
     np.testing.assert_allclose(by_chunks, whole @ heads[0][1].T, atol=1e-5)
 
 
@@ -340,8 +355,10 @@ def test_temporary_memory_does_not_grow_with_positions_times_vocabulary():
         objective = distill.Objective(losses.reverse_kl, VERIFIERS["greedy_top_k"])
 
         def loss(student_hidden, student_head, teacher_hidden, teacher_head, mask):
+            heads = distill.Head(student_head), distill.Head(teacher_head)
+            tokens = distill.Tokens(mask)
             return distill.fused_head(
-                objective, student_hidden, student_head, teacher_hidden, teacher_head, mask, chunk_size=16
+                objective, student_hidden, heads[0], teacher_hidden, heads[1], tokens, chunk_size=16
             ).loss
 
         compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays, mask).compile()
@@ -360,47 +377,72 @@ def test_temporary_memory_does_not_grow_with_positions_times_vocabulary():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"student_head": jnp.ones((DS + 1, V))}, r"student_head must be \[D, V\] with D = 6 .* got \(7, 37\)"),
-        ({"teacher_head": jnp.ones((DT, V + 1))}, "heads have 37 and 38 columns.*vocab_size"),
+        (
+            {"student_head": distill.Head(jnp.ones((DS + 1, V)))},
+            r"student_head must be \[D, V\] with D = 6 .* got \(7, 37\)",
+        ),
+        ({"teacher_head": distill.Head(jnp.ones((DT, V + 1)))}, "heads have 37 and 38 columns.*vocab_size"),
         ({"vocab_size": V + 1}, "vocab_size must be from 1 to .* 37, got 38"),
-        ({"mask": jnp.ones((B, T + 1), bool)}, r"student_hidden \(3, 11, 6\) and mask \(3, 12\)"),
-        ({"uniforms": jnp.ones((B, 1))}, "uniforms and mask must have the same shape"),
-        ({"student_bias": jnp.ones((V + 2,))}, r"student_bias must have shape \(37,\), got \(39,\)"),
+        ({"vocab_size": 0}, "vocab_size must be from 1 to .* 37, got 0"),
+        (
+            {"teacher_head": distill.Head(jnp.ones((DT, V + 2))), "vocab_size": V + 1},
+            "vocab_size must be from 1 to the width of the narrower head, 37, got 38",
+        ),
+        ({"tokens": distill.Tokens(jnp.ones((B, T + 1), bool))}, r"student_hidden \(3, 11, 6\) and mask \(3, 12\)"),
+        (
+            {"tokens": distill.Tokens(jnp.ones((B, T), bool), jnp.ones((B, 1)))},
+            "uniforms and mask must have the same shape",
+        ),
+        (
+            {"student_head": distill.Head(jnp.ones((DS, V)), jnp.ones((V + 2,)))},
+            r"student_bias must have shape \(37,\), got \(39,\)",
+        ),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"chunk_size": "large"}, "chunk_size must be a whole number or 'auto', got 'large'"),
         ({"memory_budget": 0}, "memory_budget must be at least 1"),
         ({"skip_rejected": True}, "skip_rejected needs floor 0"),
+        (
+            {"skip_rejected": True, "objective": distill.Objective(floor=0.0, label_share=0.5)},
+            "skip_rejected needs floor 0 and label_share 0, got 0.0 and 0.5",
+        ),
         ({"student_hidden": jnp.ones((B * T, DS))}, "student_hidden must have 3 axes"),
+        ({"teacher_hidden": None}, "teacher_hidden is None: give both of the teacher's, or neither"),
+        ({"teacher_hidden": None, "teacher_head": None}, "asks the teacher, whose logits are None"),
     ],
 )
 def test_bad_input_is_named(change, message):
     student, teacher, rest = make_batch()
     arguments = {
         "student_hidden": student[0],
-        "student_head": student[1],
+        "student_head": distill.Head(student[1]),
         "teacher_hidden": teacher[0],
-        "teacher_head": teacher[1],
-        **rest,
+        "teacher_head": distill.Head(teacher[1]),
+        "tokens": distill.Tokens(**rest),
     }
     with pytest.raises(ValueError, match=message):
-        distill.fused_head(distill.Objective(), **(arguments | change))
+        distill.fused_head(**({"objective": distill.Objective()} | arguments | change))
 
 
 def test_wrong_types_are_named():
     student, teacher, rest = make_batch()
-    arguments = [*student[:2], *teacher[:2]]
+    arguments = [student[0], distill.Head(student[1]), teacher[0], distill.Head(teacher[1])]
+    tokens = distill.Tokens(**rest)
     with pytest.raises(TypeError, match="student_hidden must be floating point, got int32"):
-        distill.fused_head(distill.Objective(), arguments[0].astype(jnp.int32), *arguments[1:], **rest)
+        distill.fused_head(distill.Objective(), arguments[0].astype(jnp.int32), *arguments[1:], tokens)
     pair = distill.TwoStreamObjective(distill.Objective(), distill.Objective())
     with pytest.raises(TypeError, match="fused_two_stream takes two streams"):
-        distill.fused_head(pair, *arguments, **rest)
+        distill.fused_head(pair, *arguments, tokens)
+    with pytest.raises(TypeError, match=r"student_head must be a distill.Head\(matrix\), got ArrayImpl"):
+        distill.fused_head(distill.Objective(), student[0], student[1], *arguments[2:], tokens)
+    with pytest.raises(TypeError, match=r"tokens must be a distill.Tokens\(mask, uniforms\), got ArrayImpl"):
+        distill.fused_head(distill.Objective(), *arguments, rest["mask"])
     with pytest.raises(TypeError, match="fused_head takes one stream"):
         distill.fused_two_stream(replace(distill.Objective()), None, None, *arguments[1::2])
 
 
 def test_budget_sets_the_chunk():
-    from selecttkd_jax.distill.head_products import HeadInputs
-    from selecttkd_jax.distill.placed_sweep import choose_placement
+    from selecttkd_jax.distill._head_products import HeadInputs
+    from selecttkd_jax.distill._placed_sweep import choose_placement
 
     model = HeadInputs(jnp.ones((1, 4096, 4)), jnp.ones((4, 1000)), None, vocab_first=False)
     sizes = [choose_placement(model, model, "auto", budget).options.chunk_size for budget in (1, 800_000, 2**40)]
@@ -416,7 +458,8 @@ def test_a_batch_without_any_valid_position_has_loss_zero_and_no_gradient(normal
     student, teacher, rest = make_batch(share=0.0)
 
     def mean(hidden, head, divided):
-        sums = distill.fused_head(objective, hidden, head, *teacher[:2], rest["mask"])
+        heads = distill.Head(head), distill.Head(teacher[1])
+        sums = distill.fused_head(objective, hidden, heads[0], teacher[0], heads[1], distill.Tokens(rest["mask"]))
         return sums.loss / sums.count if divided else sums.mean
 
     assert float(mean(*student[:2], False)) == 0.0
@@ -430,4 +473,58 @@ def test_a_skew_per_sequence_is_checked(alpha, message):
     student, teacher, rest = make_batch()
     objective = distill.Objective(losses.skew_kl)
     with pytest.raises(ValueError, match=message):
-        distill.fused_head(objective, *student[:2], *teacher[:2], rest["mask"], alpha=jnp.array(alpha))
+        tokens = distill.Tokens(rest["mask"], alpha=jnp.array(alpha))
+        heads = distill.Head(student[1]), distill.Head(teacher[1])
+        distill.fused_head(objective, student[0], heads[0], teacher[0], heads[1], tokens)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 8, 33, "auto"])
+@pytest.mark.parametrize("normalizer", distill.NORMALIZERS)
+def test_an_objective_that_asks_no_teacher_needs_none(chunk_size, normalizer):
+    """Cross-entropy on labels: equal to the plain objective, and to what it is by its definition."""
+    student, teacher, rest = make_batch()
+    rest |= {"uniforms": None}
+    objective = distill.Objective(losses.cross_entropy, selection.accept_all, normalizer=normalizer)
+
+    def by_chunks(student):
+        head = distill.Head(*student[1:])
+        sums = distill.fused_head(
+            objective, student[0], head, None, None, distill.Tokens(**rest), chunk_size=chunk_size
+        )
+        return sums.loss, sums
+
+    def whole(student):
+        sums = objective(logits_of(*student), None, **rest)
+        return sums.loss, sums
+
+    found = jax.jit(jax.value_and_grad(by_chunks, has_aux=True))(student)
+    assert_equal(jax.value_and_grad(whole, has_aux=True)(student), found, 1e-5)
+    assert_equal(plain(objective, student, teacher, rest), found, 1e-5)
+    log_probs = jax.nn.log_softmax(logits_of(*student))
+    picked = -jnp.take_along_axis(log_probs, rest["labels"][..., None], axis=-1)[..., 0]
+    assert float(found[0][1].divergence) == pytest.approx(
+        float(jnp.sum(jnp.where(rest["mask"], picked, 0.0))), rel=1e-5
+    )
+
+
+def test_padding_counts_for_nothing_without_a_teacher_too():
+    student, _, rest = make_batch(vocabulary=41)
+    rest |= {"uniforms": None, "labels": jnp.minimum(rest["labels"], 34)}
+    objective = distill.Objective(losses.cross_entropy, selection.accept_all)
+    head = distill.Head(student[1])
+    tokens = distill.Tokens(**rest)
+    found = distill.fused_head(objective, student[0], head, None, None, tokens, vocab_size=35)
+    cut = distill.fused_head(objective, student[0], distill.Head(student[1][:, :35]), None, None, tokens)
+    assert_equal(cut, found, 1e-6)
+
+
+def test_a_function_of_one_models_logits():
+    student, _, rest = make_batch()
+
+    def entropy(zq, zp):
+        assert zp is None
+        return losses.entropy(zq)
+
+    found = distill.map_logits(entropy, student[0], distill.Head(student[1]), None, None, rest["mask"], chunk_size=4)
+    expected = jnp.where(rest["mask"], losses.entropy(student[0] @ student[1]), 0.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -133,9 +133,9 @@ def test_chunk_size_changes_no_number(chunk_size):
     objective = replace(SELECTIVE, label_share=0.2)
     arguments, options = (teacher, mask, uniforms, labels), {"alpha": jnp.linspace(0.01, 0.4, B)}
     whole = loss_and_gradient(objective, *arguments, **options)(student)
-    chunked = loss_and_gradient(replace(objective, chunk_size=chunk_size), *arguments, **options)(student)
+    chunked = loss_and_gradient(partial(objective, chunk_size=chunk_size), *arguments, **options)(student)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), chunked, whole)
-    without_gradient = replace(objective, chunk_size=chunk_size)(student, *arguments, **options)
+    without_gradient = objective(student, *arguments, chunk_size=chunk_size, **options)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), without_gradient, whole[0][1])
 
 
@@ -216,6 +216,24 @@ def test_label_share_mixes_cross_entropy_in_unweighted():
     entropy = np.asarray(losses.cross_entropy(student, labels))[mask].sum()
     np.testing.assert_allclose(sums.loss, 0.7 * alone.loss + 0.3 * entropy, rtol=1e-5)
     np.testing.assert_allclose(sums.divergence, alone.divergence, rtol=1e-6)
+    # The temperature is the divergence's alone.
+    warm = replace(mixed, temperature=3.0)(student, teacher, mask, uniforms, labels)
+    warm_alone = replace(SELECTIVE, normalizer="token", temperature=3.0)(student, teacher, mask, uniforms)
+    np.testing.assert_allclose(warm.loss, 0.7 * warm_alone.loss + 0.3 * entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", distill.NORMALIZERS)
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_teacher_of_nan_is_no_small_loss(normalizer, chunk_size):
+    """Also without a floor, where a rejected token has no weight, and with draws, which reject."""
+    broken = teacher.copy()
+    broken[0, 2, 4] = np.nan
+    for verifier in (selection.greedy_top_k, selection.spec_k, selection.hellinger):
+        objective = distill.Objective(losses.forward_kl, verifier, floor=0.0, normalizer=normalizer)
+        sums = objective(student, broken, mask, chunk_size=chunk_size)
+        assert np.isnan(sums.mean) and np.isnan(sums.accepted) and np.isnan(sums.divergence)
+        drawn = replace(objective, floor=0.1)(student, broken, mask, uniforms, chunk_size=chunk_size)
+        assert np.isnan(drawn.mean) and drawn.accepted >= 0
 
 
 def test_alpha_per_sequence():
@@ -261,7 +279,7 @@ def test_plain_jit_and_vmap_agree():
     jax.tree.map(lambda pair, single: close(pair, np.array([single, single])), both, plain)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int32, np.bool_])
+@pytest.mark.parametrize("kind", [np.int32, np.bool_])
 @pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
 def test_a_mask_closed_over_by_jit_counts_like_one_passed_to_it(kind, place):
     rng = np.random.default_rng(0)
@@ -275,12 +293,17 @@ def test_a_mask_closed_over_by_jit_counts_like_one_passed_to_it(kind, place):
 @pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("junk", [np.nan, -np.inf])
 def test_what_stands_outside_the_mask_does_not_matter(junk, chunk_size):
-    objective = replace(SELECTIVE, chunk_size=chunk_size)
+    objective = partial(SELECTIVE, chunk_size=chunk_size)
     expected = jax.value_and_grad(lambda z, t: objective(z, t, mask, uniforms).mean)(student, teacher)
     spoiled = [np.where(mask[..., None], logits, np.float32(junk)) for logits in (student, teacher)]
     found = jax.value_and_grad(lambda z, t: objective(z, t, mask, uniforms).mean)(*spoiled)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert not np.asarray(found[1])[~mask].any()
+
+
+def test_a_chunk_has_at_least_one_step():
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        SELECTIVE(student, teacher, mask, uniforms, chunk_size=0)
 
 
 def test_the_mean_of_nothing_is_zero_and_has_no_gradient():

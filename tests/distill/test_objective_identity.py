@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import distill, losses, selection
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 
 def make(**changes):
@@ -55,6 +55,12 @@ def test_different_objectives_differ(changes):
     assert make() != "an objective"
 
 
+def test_options_that_are_equal_to_python_but_of_other_types_differ():
+    """`greedy_top_k` takes 1 and refuses True: what was compiled for one must not answer for the other."""
+    one, true, float_ = (make(verifier=partial(selection.greedy_top_k, k=k)) for k in (1, True, 1.0))
+    assert one != true and one != float_ and true != float_
+
+
 def test_objectives_are_frozen():
     with pytest.raises(AttributeError):
         make().floor = 0.5
@@ -67,7 +73,6 @@ def test_objectives_are_frozen():
         ({"floor": -0.1}, r"floor must be in \[0.0, 1.0\], got -0.1"),
         ({"floor": 1.1}, r"floor must be in \[0.0, 1.0\], got 1.1"),
         ({"label_share": 2.0}, r"label_share must be in \[0.0, 1.0\], got 2.0"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive, got nan"),
         ({"normalizer": "sequnce"}, "normalizer must be one of sequence, token, weight; got 'sequnce'.*'sequence'"),
@@ -112,12 +117,19 @@ def test_dtypes():
 
 
 def test_masks_are_boolean_or_0_and_1():
-    ones = make()(z + jnp.arange(7.0)[None, None], z, np.ones((2, 3), np.int32))
-    floats = make()(z + jnp.arange(7.0)[None, None], z, np.ones((2, 3), np.float32))
-    assert ones.loss == floats.loss > 0
-    for wrong in (np.full((2, 3), -100), np.full((2, 3), 0.5), np.arange(6).reshape(2, 3)):
+    student = z + jnp.arange(7.0)[None, None]
+    ones, booleans = (make()(student, z, np.ones((2, 3), dtype)) for dtype in (np.int32, bool))
+    assert ones.loss == booleans.loss > 0
+    for wrong in (np.full((2, 3), -100), np.arange(6).reshape(2, 3)):
         with pytest.raises(InputError, match="mask must be boolean or hold only 0 and 1"):
             make()(z, z, wrong)
+
+
+@pytest.mark.parametrize("run", [lambda function, mask: function(mask), lambda function, mask: jax.jit(function)(mask)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_weights_as_a_mask_are_refused_also_under_jit(run, dtype):
+    with pytest.raises(TypeError, match=f"integer, got {dtype}: hand over `mask > 0` .*; weights go through `accept"):
+        run(lambda mask: make()(z, z, mask), jnp.ones((2, 3), dtype))
 
 
 def test_what_is_needed_and_absent_or_given_and_unused_is_named():

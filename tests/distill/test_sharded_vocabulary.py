@@ -24,6 +24,7 @@ DIVERGENCES = {
     "soft_cross_entropy": losses.soft_cross_entropy,
     "decoupled_kl": losses.decoupled_kl,
     "cross_entropy": losses.cross_entropy,
+    "hard_cross_entropy": lambda q, p, labels: losses.hard_cross_entropy(q, p, jnp.where(labels % 2 == 0, -1, labels)),
 }
 VERIFIERS = {
     "greedy_top_k": selection.greedy_top_k,

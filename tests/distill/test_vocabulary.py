@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import distill, losses, selection
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 REAL = 13
 mask = np.ones((2, 3), bool)

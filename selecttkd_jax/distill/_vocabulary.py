@@ -10,10 +10,10 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Logits
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._array_types import Logits
+from selecttkd_jax._errors import InputError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def shared_width(student_width: int, teacher_width: int, tokenizer_size: int) -> int:
@@ -22,7 +22,7 @@ def shared_width(student_width: int, teacher_width: int, tokenizer_size: int) ->
     Not the tokenizer's size: a padded width keeps the shapes hardware and meshes divide well.
 
     Raises:
-      InputError: A head is too narrow for the tokenizer.
+        InputError: A head is too narrow for the tokenizer.
     """
     width = min(student_width, teacher_width)
     if width < tokenizer_size:
@@ -37,9 +37,13 @@ def log_shared_width(student_width: int, teacher_width: int, tokenizer_size: int
     """Checks like `shared_width`, and logs one line when anything is cut or masked: once a run, not once a trace."""
     width = shared_width(student_width, teacher_width, tokenizer_size)
     if not student_width == teacher_width == tokenizer_size:
-        log.info(
+        logger.info(
             "vocabulary: student head %d, teacher head %d, tokenizer %d; both cut to %d, ids from %d on are masked",
-            *(student_width, teacher_width, tokenizer_size, width, tokenizer_size),
+            student_width,
+            teacher_width,
+            tokenizer_size,
+            width,
+            tokenizer_size,
         )
 
 
@@ -47,11 +51,11 @@ def mask_vocabulary(logits: Logits, tokenizer_size: int) -> Logits:
     """Excludes the ids past the tokenizer's real size: -inf, hence probability 0.
 
     Args:
-      logits: [..., V] with V at least `tokenizer_size`.
-      tokenizer_size: Number of real ids.
+        logits: [..., V] with V at least `tokenizer_size`.
+        tokenizer_size: Number of real ids.
 
     Returns:
-      [..., V] of the same dtype; `logits` itself if there is nothing to mask.
+        [..., V] of the same dtype; `logits` itself if there is nothing to mask.
     """
     width = logits.shape[-1]
     if width < tokenizer_size:
@@ -66,15 +70,15 @@ def match_vocabulary(student_logits: Logits, teacher_logits: Logits, tokenizer_s
     """Cuts both to the narrower width and excludes ids past the tokenizer's real size on both sides.
 
     Args:
-      student_logits: [..., V_student].
-      teacher_logits: [..., V_teacher].
-      tokenizer_size: Number of ids the shared tokenizer has.
+        student_logits: [..., V_student].
+        teacher_logits: [..., V_teacher].
+        tokenizer_size: Number of ids the shared tokenizer has.
 
     Returns:
-      Student and teacher logits, [..., V] each.
+        Student and teacher logits, [..., V] each.
 
     Raises:
-      InputError: A head is too narrow for the tokenizer.
+        InputError: A head is too narrow for the tokenizer.
     """
     width = shared_width(student_logits.shape[-1], teacher_logits.shape[-1], tokenizer_size)
     return (

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array
-from selecttkd_jax.distill.head_products import HeadInputs, add_head_gradient, hidden_gradient, logits
+from selecttkd_jax._array_types import Array
+from selecttkd_jax._mesh_axes import vary_alike
+from selecttkd_jax.distill._head_products import HeadInputs, add_head_gradient, hidden_gradient, logits
 
-# evaluate(student_logits [R, V], teacher_logits [R, V], per_token, live [R]) -> (scalar to differentiate, pytree [R]).
+# evaluate(student_logits [R, V], teacher_logits [R, V] or None, per_token, live [R])
+#   -> (scalar to differentiate, pytree [R])
 # Rows that are not live fill up a chunk; they have to stay out of the scalar.
-Evaluate = Callable[[Array, Array, Any, Array], tuple[Array, Any]]
+Evaluate = Callable[[Array, Array | None, Any, Array], tuple[Array, Any]]
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class SweepOptions:
     """How a sweep proceeds; none of it changes a result beyond rounding.
 
     Attributes:
-      chunk_size: Positions whose logits exist at once.
-      tail_size: Size of the chunks that take what whole ones leave over; divides `chunk_size`.
-      cached_rows: Positions evaluated at once within a chunk, so that intermediates stay in a CPU's cache; divides
-        `tail_size`, or is `chunk_size` where there is no such cache.
-      tiled: Whether the head's gradient is added up a tile at a time.
-      skip_weightless: Whether positions whose `weight` (results are `TokenTerms` then) is 0 stay out of the gradient's
-        products. Only right where the weight is all that multiplies their loss.
-      logits_sharding: How a chunk's logits lie on the mesh, or None.
+        chunk_size: Positions whose logits exist at once.
+        tail_size: Size of the chunks that take what whole ones leave over; divides `chunk_size`.
+        cached_rows: Positions evaluated at once within a chunk, so that intermediates stay in a CPU's cache; divides
+            `tail_size`, or is `chunk_size` where there is no such cache.
+        tiled: Whether the head's gradient is added up a tile at a time.
+        skip_weightless: Whether positions whose `weight` (results are `TokenTerms` then) is 0 stay out of the
+            gradient's products. Only right where the weight is all that multiplies their loss.
+        logits_sharding: How a chunk's logits are sharded over the mesh, or None.
     """
 
     chunk_size: int
@@ -45,7 +47,7 @@ class SweepOptions:
 
 
 class StudentGradient(NamedTuple):
-    """Of the summed scalar, in float32: to the hidden states [N, D], the head and the bias, each laid out like it."""
+    """Of the summed scalar, in float32: to the hidden states [N, D], the head and the bias, each of its layout."""
 
     hidden: Array
     matrix: Array
@@ -55,7 +57,7 @@ class StudentGradient(NamedTuple):
 def sweep(
     evaluate: Evaluate,
     student: HeadInputs,
-    teacher: HeadInputs,
+    teacher: HeadInputs | None,
     per_token: Any,
     valid: Array,
     options: SweepOptions,
@@ -64,18 +66,22 @@ def sweep(
 ) -> tuple[Array, Any, StudentGradient | None]:
     """Evaluates every valid position.
 
+    Two loops call `chunk`, for whole chunks and for what they leave over. What they carry: the sum of the scalars, the
+    results of each position in the order of visit, and the gradient so far. `unpacked` puts results in their places.
+
     Args:
-      evaluate: On the logits of some positions.
-      student: Hidden states [N, D] and head.
-      teacher: Hidden states [N, D'] and head.
-      per_token: Pytree of [N, ...] arrays that `evaluate` needs.
-      valid: [N] bool: which positions to visit.
-      options: How.
-      with_gradient: Whether to differentiate, too.
+        evaluate: On the logits of some positions.
+        student: Hidden states [N, D] and head.
+        teacher: Hidden states [N, D'] and head, or None.
+        per_token: Pytree of [N, ...] arrays that `evaluate` needs.
+        valid: [N] bool: which positions to visit.
+        options: How.
+        with_gradient: Whether to differentiate, too.
 
     Returns:
-      The sum of the scalars; the pytree of [N] results, zeros where not valid; the gradient or None.
+        The sum of the scalars; the pytree of [N] results, zeros where not valid; the gradient or None.
     """
+    # The order of visit, and each valid position's place in it.
     slots = -(-valid.shape[0] // options.chunk_size) * options.chunk_size
     count = jnp.sum(valid.astype(jnp.int32))
     # The valid positions first. The first of them fills up the last chunk, where it is not live: a position that is not
@@ -84,17 +90,18 @@ def sweep(
     order = jnp.where(jnp.arange(slots) < count, order, order[0])
     place = jnp.cumsum(valid.astype(jnp.int32)) - 1
 
+    # One chunk: its logits, what is asked of them, and their share of the gradient.
     def chunk(start: Array, size: int, carry: Any) -> Any:
         total, results, gradient = carry
         rows = jax.lax.dynamic_slice_in_dim(order, start, size)
         live = start + jnp.arange(size) < count
         hidden = jnp.take(student.hidden, rows, axis=0)
-        z_student = _laid_out(logits(student, hidden), options)
-        z_teacher = _laid_out(logits(teacher, jnp.take(teacher.hidden, rows, axis=0)), options)
+        z_student = _shard_logits(logits(student, hidden), options)
+        z_teacher = teacher and _shard_logits(logits(teacher, jnp.take(teacher.hidden, rows, axis=0)), options)
         inputs = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), per_token)
         value, values, z_gradient = _evaluate(evaluate, z_student, z_teacher, (inputs, live), options, with_gradient)
         if with_gradient:
-            keep = live & (values.weight > 0) if options.skip_weightless else None
+            keep = live & ~(values.weight <= 0) if options.skip_weightless else None
             gradient = _add_products(student, gradient, start, hidden, z_gradient.astype(hidden.dtype), keep, options)
         return total + value, jax.tree.map(_putter(start), results, values), gradient
 
@@ -104,16 +111,17 @@ def sweep(
         with jax.named_scope(f"{part}_{size}_of_{options.chunk_size}"):
             return jax.lax.fori_loop(0, number, lambda index, carry: chunk(first + index * size, size, carry), carry)
 
+    # What is carried begins as zeros of the shapes that one position gives.
     scalar, shapes = jax.eval_shape(
         evaluate,
         jax.ShapeDtypeStruct((1, student.vocab_size), student.sum_dtype),
-        jax.ShapeDtypeStruct((1, teacher.vocab_size), teacher.sum_dtype),
+        teacher and jax.ShapeDtypeStruct((1, teacher.vocab_size), teacher.sum_dtype),
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), per_token),
         jax.ShapeDtypeStruct((1,), jnp.bool_),
     )
     results = jax.tree.map(lambda s: jnp.zeros((slots, *s.shape[1:]), s.dtype), shapes)
     gradient = _no_gradient(student, slots) if with_gradient else None
-    carry = (jnp.zeros((), scalar.dtype), results, gradient)
+    carry = vary_alike((jnp.zeros((), scalar.dtype), results, gradient), like=(student, teacher, per_token, valid))
     # Whole chunks, and the rest in smaller ones: half a chunk would be wasted in the mean.
     whole = count - count % options.chunk_size
     carry = chunks("whole", 0, whole, options.chunk_size, carry)
@@ -129,11 +137,16 @@ def sweep(
 
 
 def _evaluate(
-    evaluate: Evaluate, z_student: Array, z_teacher: Array, per_row: Any, options: SweepOptions, with_gradient: bool
+    evaluate: Evaluate,
+    z_student: Array,
+    z_teacher: Array | None,
+    per_row: Any,
+    options: SweepOptions,
+    with_gradient: bool,
 ) -> tuple[Array, Any, Any]:
     """The chunk's scalar, its results [C], and the scalar's gradient to the student's logits [C, V] or None."""
 
-    def on_rows(z_student: Array, z_teacher: Array, per_row: Any) -> tuple[Array, Any, Any]:
+    def on_rows(z_student: Array, z_teacher: Array | None, per_row: Any) -> tuple[Array, Any, Any]:
         if not with_gradient:
             return *evaluate(z_student, z_teacher, *per_row), None
         (value, results), gradient = jax.value_and_grad(evaluate, has_aux=True)(z_student, z_teacher, *per_row)
@@ -150,14 +163,14 @@ def _evaluate(
         def take(leaf: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(leaf, start, options.cached_rows)
 
-        value, values, gradient = on_rows(take(z_student), take(z_teacher), jax.tree.map(take, per_row))
+        value, values, gradient = on_rows(*jax.tree.map(take, (z_student, z_teacher, per_row)))
         # A row's gradient takes the place of its logits, which nobody reads again: one large array less.
         z_student = _putter(start)(z_student, gradient) if with_gradient else z_student
         return total + value, jax.tree.map(_putter(start), results, values), z_student
 
     scalar, shapes, _ = jax.eval_shape(on_rows, z_student, z_teacher, per_row)
     results = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    carry = (jnp.zeros((), scalar.dtype), results, z_student)
+    carry = vary_alike((jnp.zeros((), scalar.dtype), results, z_student), like=(z_student, z_teacher, per_row))
     value, results, gradient = jax.lax.fori_loop(0, size // options.cached_rows, rows, carry)
     return value, results, gradient if with_gradient else None
 
@@ -221,5 +234,5 @@ def _putter(start: Array) -> Callable[[Array, Array], Array]:
     return lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
 
 
-def _laid_out(z: Array, options: SweepOptions) -> Array:
+def _shard_logits(z: Array, options: SweepOptions) -> Array:
     return z if options.logits_sharding is None else jax.lax.with_sharding_constraint(z, options.logits_sharding)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, fields
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, PerToken, Scalar, TokenMask
-from selecttkd_jax.checks import as_mask, check_one_of, check_same_shape
+from selecttkd_jax._array_types import Array, PerToken, Scalar, TokenMask
+from selecttkd_jax._checks import as_mask, check_same_shape
+from selecttkd_jax._errors import check_one_of
+from selecttkd_jax._mesh_axes import any_mesh
 
 NORMALIZERS = ("sequence", "token", "weight")
 
@@ -45,6 +47,27 @@ class LossSums:
         """`loss / count`, and 0 where nothing was counted."""
         return mean_of(self.loss, self.count)
 
+    def means(self) -> dict[str, float]:
+        """The numbers a person reads, of sums that are on the host; the one place where sums become means.
+
+        Returns:
+            `divergence` (unweighted, per response token), `tar` (token acceptance rate, mean over sequences),
+            `tar_pooled` (over all response tokens), `mean_weight`, `loss` (what was minimised: it rises with the share
+            of tokens that count, so it comes late), `tokens` (response tokens).
+        """
+
+        def mean(total: Scalar, count: Scalar) -> float:
+            return float(total) / float(count) if count else 0.0
+
+        return {
+            "divergence": mean(self.divergence, self.tokens),
+            "tar": mean(self.accepted_fraction, self.sequences),
+            "tar_pooled": mean(self.accepted, self.tokens),
+            "mean_weight": mean(self.weight, self.tokens),
+            "loss": mean(self.loss, self.count),
+            "tokens": float(self.tokens),
+        }
+
     @classmethod
     def zeros(cls) -> "LossSums":
         """The sums of nothing: where accumulation starts."""
@@ -55,10 +78,11 @@ class LossSums:
 
 
 def mean_of(loss: Scalar, count: Scalar) -> Scalar:
-    """The quotient, and 0 (with no gradient, not NaN) where nothing was counted."""
-    return jnp.where(count > 0, loss, 0.0) / jnp.where(count > 0, count, 1.0)
+    """The quotient, and 0 (with no gradient, not NaN) where nothing was counted; a count of NaN is no count of 0."""
+    return jnp.where(count <= 0, 0.0, loss) / jnp.where(count <= 0, 1.0, count)
 
 
+@any_mesh(like="mask")
 def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
     """The factor of each position's term in the numerator of the loss, known from the mask alone.
 
@@ -66,11 +90,11 @@ def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
         "token", "weight"   mask[b, t]
 
     Args:
-      mask: [B, T], boolean or 0/1: the positions that carry loss.
-      normalizer: One of `NORMALIZERS`.
+        mask: [B, T], boolean or 0/1: the positions that carry loss.
+        normalizer: One of `NORMALIZERS`.
 
     Returns:
-      [B, T] float32; zeros for a sequence without valid positions.
+        [B, T] float32; zeros for a sequence without valid positions.
     """
     check_one_of("normalizer", normalizer, NORMALIZERS)
     valid = as_mask(mask).astype(jnp.float32)
@@ -79,17 +103,18 @@ def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
     return valid / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1.0)
 
 
+@any_mesh()
 def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSums:
     """Sums per-token terms [B, T] over the valid positions of `mask`.
 
     Args:
-      terms: [B, T] each.
-      mask: [B, T], boolean or 0/1.
-      normalizer: "sequence" (the mean over sequences of each one's mean over its valid positions), "token" (the mean
-        over all valid positions) or "weight" (the sum of weights).
+        terms: [B, T] each.
+        mask: [B, T], boolean or 0/1.
+        normalizer: "sequence" (the mean over sequences of each one's mean over its valid positions), "token" (the mean
+            over all valid positions) or "weight" (the sum of weights).
 
     Returns:
-      LossSums; all zero where nothing is valid.
+        LossSums; all zero where nothing is valid.
     """
     mask = as_mask(mask)
     check_same_shape("mask", mask, "terms", terms.loss)

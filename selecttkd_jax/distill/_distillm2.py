@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits, PerSequence, Scalar, TokenIds, TokenMask
-from selecttkd_jax.checks import as_mask, check_at_least, check_in_range
+from selecttkd_jax._array_types import Array, Logits, PerSequence, Scalar, TokenIds, TokenMask
+from selecttkd_jax._checks import as_mask, check_in_range
+from selecttkd_jax._errors import check_at_least, check_one_of
+from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.losses import cross_entropy
 
+BALANCES = ("fixed", "published", "smooth", "released")
 
+
+@any_mesh(like="student_logits", drop=2)
 def confidence_gap(student_logits: Logits, teacher_logits: Logits, labels: TokenIds, mask: TokenMask) -> PerSequence:
     """How much more likely, per token, the teacher finds each response than the student does.
 
@@ -21,13 +26,13 @@ def confidence_gap(student_logits: Logits, teacher_logits: Logits, labels: Token
     On the student's own responses the published rule takes the opposite, student minus teacher: negate it.
 
     Args:
-      student_logits: [B, T, V].
-      teacher_logits: [B, T, V].
-      labels: [B, T] token ids.
-      mask: [B, T] bool or 0/1.
+        student_logits: [B, T, V].
+        teacher_logits: [B, T, V].
+        labels: [B, T] token ids.
+        mask: [B, T] bool or 0/1.
 
     Returns:
-      [B] float32 in (-1, 1), a constant to differentiation; 0 for a sequence without valid positions.
+        [B] float32 in (-1, 1), a constant to differentiation; 0 for a sequence without valid positions.
 
     Source: Ko et al., 2025, "DistiLLM-2", section 3.3.
     """
@@ -58,14 +63,14 @@ def adaptive_skew(
     gap, repeated. Published: used from the second epoch on, `base` before. Released: never used.
 
     Args:
-      gap: [B], see `confidence_gap`.
-      reference_gap: A typical gap, as from `ReferenceGap`.
-      base: The skew at which a sequence with the reference gap trains.
-      low: Least skew.
-      high: Largest skew.
+        gap: [B], see `confidence_gap`.
+        reference_gap: A typical gap, as from `ReferenceGap`.
+        base: The skew at which a sequence with the reference gap trains.
+        low: Least skew.
+        high: Largest skew.
 
     Returns:
-      [B] float32, the `alpha` argument of an objective.
+        [B] float32, the `alpha` argument of an objective.
 
     Source: Ko et al., 2025, "DistiLLM-2", section 3.3.
     """
@@ -113,12 +118,12 @@ def balance_published(step: int | Array, *, steps_per_epoch: int, epochs: int) -
     responses alone. `balance_smooth` is likely what was meant.
 
     Args:
-      step: Counted from 0 over the whole training.
-      steps_per_epoch: T.
-      epochs: E.
+        step: Counted from 0 over the whole training.
+        steps_per_epoch: T.
+        epochs: E.
 
     Returns:
-      float32 scalar in [1/2, 1].
+        float32 scalar in [1/2, 1].
 
     Source: Ko et al., 2025, "DistiLLM-2", Algorithm 1.
     """
@@ -132,12 +137,12 @@ def balance_smooth(step: int | Array, *, steps_per_epoch: int, epochs: int) -> S
         balance = clip((e - 1) / E + t / (E T), 1/2, 1)
 
     Args:
-      step: Counted from 0 over the whole training.
-      steps_per_epoch: T.
-      epochs: E.
+        step: Counted from 0 over the whole training.
+        steps_per_epoch: T.
+        epochs: E.
 
     Returns:
-      float32 scalar in [1/2, 1].
+        float32 scalar in [1/2, 1].
     """
     epoch, within = _epoch_and_progress(step, steps_per_epoch, epochs)
     return jnp.clip((epoch + within) / epochs, 0.5, 1.0)
@@ -151,16 +156,42 @@ def balance_released(step: int | Array, *, total_steps: int) -> Scalar:
     that is, weights (1, 1) at the start and (1/2, 3/2) from half-way on.
 
     Args:
-      step: Counted from 0.
-      total_steps: Of the whole training.
+        step: Counted from 0.
+        total_steps: Of the whole training.
 
     Returns:
-      float32 scalar in [1/2, 3/4].
+        float32 scalar in [1/2, 3/4].
 
     Source: jongwooko/distillm-2, src/distillm_trainer.py.
     """
     check_at_least("total_steps", total_steps, 1)
     return 0.5 + 0.25 * jnp.minimum(1.0, 2.0 * jnp.asarray(step).astype(jnp.float32) / total_steps)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A balance by name, as a function of the finished steps; equal ones are one compiled program.
+
+    Attributes:
+        kind: "fixed" (1/2), "published", "smooth" or "released".
+        steps: Of the whole training.
+        epochs: Into which published and smooth divide them.
+    """
+
+    kind: str
+    steps: int
+    epochs: int = 1
+
+    def __post_init__(self):
+        check_one_of("balance", self.kind, BALANCES)
+
+    def __call__(self, step: int | Array) -> Scalar | float:
+        by_epoch = {"steps_per_epoch": -(-self.steps // self.epochs), "epochs": self.epochs}
+        if self.kind == "published":
+            return balance_published(step, **by_epoch)
+        if self.kind == "smooth":
+            return balance_smooth(step, **by_epoch)
+        return balance_released(step, total_steps=self.steps) if self.kind == "released" else 0.5
 
 
 def _epoch_and_progress(step: int | Array, steps_per_epoch: int, epochs: int) -> tuple[Scalar, Scalar]:

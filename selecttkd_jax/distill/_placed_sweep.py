@@ -1,7 +1,7 @@
-"""Where a sweep runs: its chunk size from a memory budget, and its division over a mesh.
+"""Where a sweep runs: its chunk size from a memory budget, and its sharding over a mesh.
 
 Each device sweeps its own rows, for as many chunks as it has valid positions: nothing is exchanged inside the loop over
-chunks but what a vocabulary divided over devices needs. The head's gradient is summed over devices once, at the end.
+chunks but what a vocabulary sharded over devices needs. The head's gradient is summed over devices once, at the end.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from math import prod
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
-from selecttkd_jax.array_types import Array
-from selecttkd_jax.checks import InputError, check_at_least
-from selecttkd_jax.distill.chunks import CACHED_POSITIONS, on_cpu
-from selecttkd_jax.distill.head_products import HeadInputs
-from selecttkd_jax.distill.sweep import Evaluate, StudentGradient, SweepOptions, sweep
-from selecttkd_jax.mesh_axes import BATCH_AXES, VOCABULARY_AXIS, automatic_axes
+from selecttkd_jax._array_types import Array
+from selecttkd_jax._errors import InputError, check_at_least
+from selecttkd_jax._mesh_axes import BATCH_AXES, VOCABULARY_AXIS, automatic_axes, vary_alike
+from selecttkd_jax.distill._chunks import CACHED_POSITIONS, on_cpu
+from selecttkd_jax.distill._head_products import HeadInputs
+from selecttkd_jax.distill._sweep import Evaluate, StudentGradient, SweepOptions, sweep
 
 SCATTERED = "fsdp"
-"""The mesh axis over which weights are divided by width, and so is the sum of the head's gradient."""
+"""The mesh axis over which weights are sharded by width, and so is the sum of the head's gradient."""
 MEMORY_BUDGET = 2**30
 CPU_MEMORY_BUDGET = 5 * 2**26  # 320 MiB: the largest chunk still fits a vocabulary of 152k
 # Beyond these the products run no faster.
@@ -32,11 +33,11 @@ TAIL_PARTS = 2
 
 @dataclass(frozen=True)
 class Placement:
-    """How a sweep is divided; hashable.
+    """How a sweep is sharded; hashable.
 
     Attributes:
-      options: Of each device's sweep.
-      batch_axes: Mesh axes that divide the rows; empty off a mesh.
+        options: Of each device's sweep.
+        batch_axes: Mesh axes over which the rows are sharded; empty off a mesh.
     """
 
     options: SweepOptions
@@ -45,23 +46,23 @@ class Placement:
 
 def choose_placement(
     student: HeadInputs,
-    teacher: HeadInputs,
+    teacher: HeadInputs | None,
     chunk_size: int | str,
     memory_budget: int | None,
     *,
     skip_weightless: bool = False,
 ) -> Placement:
-    """The division over the current mesh (`jax.set_mesh`), and the chunk size.
+    """The sharding over the current mesh (`jax.set_mesh`), and the chunk size.
 
     Args:
-      student: Hidden states [B, T, D].
-      teacher: The same of the teacher.
-      chunk_size: Positions whose logits exist at once on a device, or "auto".
-      memory_budget: Bytes of a device for logits and their gradient under "auto", or None.
-      skip_weightless: See `SweepOptions`.
+        student: Hidden states [B, T, D].
+        teacher: The same of the teacher, or None.
+        chunk_size: Positions whose logits exist at once on a device, or "auto".
+        memory_budget: Bytes of a device for logits and their gradient under "auto", or None.
+        skip_weightless: See `SweepOptions`.
 
     Raises:
-      InputError: The batch cannot be divided over the mesh, or an option is out of range.
+        InputError: The batch cannot be sharded over the mesh, or an option is out of range.
     """
     automatic = automatic_axes()
     batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
@@ -70,16 +71,16 @@ def choose_placement(
     if rows % devices:
         raise InputError(f"a batch of {rows} rows does not divide over the {devices} devices of axes {batch_axes}")
 
-    width = max(student.vocab_size, teacher.vocab_size)
+    widths = [model.vocab_size for model in (student, teacher) if model is not None]
     shards = automatic.get(VOCABULARY_AXIS, 1)
-    divided = shards > 1 and student.vocab_size % shards == 0 and teacher.vocab_size % shards == 0
+    sharded = shards > 1 and all(width % shards == 0 for width in widths)
     cpu = on_cpu()
     if chunk_size == "auto":
         budget = memory_budget if memory_budget is not None else CPU_MEMORY_BUDGET if cpu else MEMORY_BUDGET
         check_at_least("memory_budget", budget, 1)
         # Logits of both models, the student's replaced by their gradient, which low precision takes once more.
         itemsize = student.hidden.dtype.itemsize
-        row_bytes = width // (shards if divided else 1) * (8 if itemsize == 4 else 8 + itemsize)
+        row_bytes = max(widths) // (shards if sharded else 1) * (8 if itemsize == 4 else 8 + itemsize)
         chunk_size = min(max(CACHED_POSITIONS, budget // row_bytes), LARGEST_CPU_CHUNK if cpu else LARGEST_CHUNK)
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise InputError(f"chunk_size must be a whole number or 'auto', got {chunk_size!r}")
@@ -94,19 +95,21 @@ def choose_placement(
         chunk_size=chunk_size,
         tail_size=chunk_size // tail_parts,
         cached_rows=min(step, chunk_size) if cpu else chunk_size,
-        tiled=cpu and not divided,
+        tiled=cpu and not sharded,
         skip_weightless=skip_weightless,
-        logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if divided else None,
+        logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if sharded else None,
     )
     return Placement(options, batch_axes)
 
 
-def cut_to_equal_widths(student: HeadInputs, teacher: HeadInputs) -> tuple[HeadInputs, HeadInputs]:
-    """Where a mesh divides the vocabulary, both heads at the narrower width; as they are elsewhere.
+def cut_to_equal_widths(student: HeadInputs, teacher: HeadInputs | None) -> tuple[HeadInputs, HeadInputs | None]:
+    """Where a mesh shards the vocabulary, both heads at the narrower width; as they are elsewhere.
 
-    Two widths are divided at different columns. Cut here, columns move between devices once a step; left to the loop,
-    logits would move in every chunk.
+    Two widths are cut into shards at different columns. Cut here, columns move between devices once a step; left to the
+    loop, logits would move in every chunk.
     """
+    if teacher is None:
+        return student, None
     shards = automatic_axes().get(VOCABULARY_AXIS, 1)
     width = min(student.vocab_size, teacher.vocab_size)
     if shards == 1 or width % shards or student.vocab_size == teacher.vocab_size:
@@ -125,28 +128,33 @@ def _cut(model: HeadInputs, width: int) -> HeadInputs:
 def placed_sweep(
     evaluate: Evaluate,
     student: HeadInputs,
-    teacher: HeadInputs,
+    teacher: HeadInputs | None,
     per_token: Any,
     mask: Array,
     placement: Placement,
     *,
     with_gradient: bool,
 ) -> tuple[Array, Any, HeadInputs | None]:
-    """`sweep` over [B, T] positions, divided over the mesh as `placement` says.
+    """`sweep` over [B, T] positions, sharded over the mesh as `placement` says.
+
+    `fused_head` and `map_logits` call this. `local` is what one device does: flatten its rows, `sweep` them, sum what
+    all devices have a part of. Off a mesh it is called as it is; on one, through `shard_map` over the batch axes, while
+    `tensor` is left to the compiler.
 
     Returns:
-      The sum of the scalars, the pytree of [B, T] results, and the gradient to everything of the student's, or None.
+        The sum of the scalars, the pytree of [B, T] results, and the gradient to everything of the student's, or None.
     """
     axes = placement.batch_axes
 
-    def local(student: HeadInputs, teacher: HeadInputs, per_token: Any, mask: Array) -> Any:
+    # What one device does.
+    def local(student: HeadInputs, teacher: HeadInputs | None, per_token: Any, mask: Array) -> Any:
         def flat(leaf: Array) -> Array:
             return leaf.reshape(-1, *leaf.shape[2:])
 
         total, results, gradient = sweep(
             evaluate,
             replace(student, hidden=flat(student.hidden)),
-            replace(teacher, hidden=flat(teacher.hidden)),
+            teacher and replace(teacher, hidden=flat(teacher.hidden)),
             jax.tree.map(flat, per_token),
             flat(mask),
             placement.options,
@@ -160,19 +168,25 @@ def placed_sweep(
     if not axes:
         return local(student, teacher, per_token, mask)
 
+    # Rows are sharded, heads whole on every device; the head's gradient leaves sharded by width where it can.
     by_rows, whole = PartitionSpec(axes), PartitionSpec()
 
     def spec(model: HeadInputs, matrix: PartitionSpec = whole) -> HeadInputs:
         return replace(model, hidden=by_rows, matrix=matrix, bias=None if model.bias is None else whole)
 
     width = PartitionSpec(*(SCATTERED if _scatters(student, axes) == axis else None for axis in (0, 1)))
-    return jax.shard_map(
+    run = jax.shard_map(
         local,
-        in_specs=(spec(student), spec(teacher), by_rows, by_rows),
+        in_specs=(spec(student), teacher and spec(teacher), by_rows, by_rows),
         out_specs=(whole, by_rows, spec(student, width) if with_gradient else None),
         axis_names=set(axes),
         check_vma=False,
-    )(student, teacher, per_token, mask)
+    )
+    # Where only some axes are its own, `shard_map` has to be compiled.
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((student, teacher, per_token, mask)))
+    found = (run if traced else jax.jit(run))(student, teacher, per_token, mask)
+    # Within a `shard_map` of the caller over other axes, whose types the one above does not follow.
+    return vary_alike(found, like=(student, teacher, per_token, mask))
 
 
 def _scatters(student: HeadInputs, axes: tuple[str, ...]) -> int | None:

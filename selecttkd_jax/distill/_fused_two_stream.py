@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
-from selecttkd_jax.array_types import Head, HiddenStates, PerSequence, PerToken, Scalar, TokenIds, TokenMask
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.distill.fused_head import fused_head
-from selecttkd_jax.distill.objective import Objective
-from selecttkd_jax.distill.sums import LossSums
-from selecttkd_jax.distill.two_stream import TwoStreamObjective, TwoStreamSums, add_streams
+from selecttkd_jax._array_types import HiddenStates, Scalar
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.distill._fused_head import fused_head
+from selecttkd_jax.distill._inputs import Head, Tokens
+from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._sums import LossSums
+from selecttkd_jax.distill._two_stream import TwoStreamObjective, TwoStreamSums, add_streams
 
 
 @jax.tree_util.register_dataclass
@@ -22,11 +23,7 @@ class HiddenStream:
 
     student_hidden: HiddenStates
     teacher_hidden: HiddenStates
-    mask: TokenMask
-    uniforms: PerToken | None = None
-    labels: TokenIds | None = None
-    alpha: PerSequence | None = None
-    acceptance: PerToken | None = None
+    tokens: Tokens
 
 
 def fused_two_stream(
@@ -42,20 +39,20 @@ def fused_two_stream(
     """What `objective` returns for both streams' logits, without the logits.
 
     Args:
-      objective: An objective for each stream.
-      teacher_responses: Hidden states and masks on the teacher's responses.
-      student_responses: The same on the student's responses.
-      student_head: [Ds, Vs].
-      teacher_head: [Dt, Vt].
-      balance: The student stream's share, in [0, 1].
-      **options: Of `fused_head`: biases, `vocab_size`, `vocab_first`, `chunk_size`, `memory_budget`, `skip_rejected`.
+        objective: An objective for each stream.
+        teacher_responses: Hidden states and masks on the teacher's responses.
+        student_responses: The same on the student's responses.
+        student_head: Of [Ds, Vs].
+        teacher_head: Of [Dt, Vt].
+        balance: The student stream's share, in [0, 1].
+        **options: Of `fused_head`: `vocab_size`, `chunk_size`, `memory_budget`, `skip_rejected`.
 
     Returns:
-      TwoStreamSums, differentiable to both streams' student hidden states, and to the student's head and bias.
+        TwoStreamSums, differentiable to both streams' student hidden states, and to the student's head.
 
     Raises:
-      InputError: A stream is missing, or anything `fused_head` refuses.
-      TypeError: `objective` is no TwoStreamObjective.
+        InputError: A stream is missing, or anything `fused_head` refuses.
+        TypeError: `objective` is no TwoStreamObjective.
     """
     if not isinstance(objective, TwoStreamObjective):
         raise TypeError(f"objective must be a TwoStreamObjective (fused_head takes one stream), got {objective!r}")
@@ -69,11 +66,7 @@ def fused_two_stream(
             student_head,
             stream.teacher_hidden,
             teacher_head,
-            stream.mask,
-            stream.uniforms,
-            stream.labels,
-            alpha=stream.alpha,
-            acceptance=stream.acceptance,
+            stream.tokens,
             **options,
         )
 

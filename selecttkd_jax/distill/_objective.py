@@ -13,23 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
-from selecttkd_jax.checks import (
-    InputError,
-    as_mask,
-    check_count,
-    check_in_range,
-    check_one_of,
-    check_rank,
-    check_same_shape,
-)
-from selecttkd_jax.distill.chunks import token_terms_by_chunks
-from selecttkd_jax.distill.static_key import static_key
-from selecttkd_jax.distill.sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
+from selecttkd_jax._checks import as_mask, check_count, check_in_range, check_rank, check_same_shape
+from selecttkd_jax._errors import InputError, check_one_of
+from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.distill._chunks import terms_by_chunks
+from selecttkd_jax.distill._static_key import static_key
+from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
 from selecttkd_jax.losses import cross_entropy, forward_kl
-from selecttkd_jax.losses.closed_form import as_float32
+from selecttkd_jax.losses._closed_form import as_float32
 from selecttkd_jax.selection import accept_all, token_weights
-from selecttkd_jax.selection.calling import call_with_labels
+from selecttkd_jax.selection._calling import call_with_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +31,23 @@ class Objective:
     """What to distil: frozen, hashable and comparable by value, so it can be a static argument of `jax.jit`.
 
     Attributes:
-      divergence: `f(student_logits, teacher_logits) -> [...]`, from `losses`; bind options with `functools.partial`.
-        A parameter named `labels` receives the labels; `losses.cross_entropy` itself fits.
-      verifier: `f(student_logits, teacher_logits) -> acceptance [...]`, from `selection`. It sees the logits at
-        temperature 1. A parameter named `labels` receives the labels.
-      floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta.
-      temperature: Divides both models' logits in the divergence. There is no factor temperature^2.
-      normalizer: What `count` is: "sequence" (the mean over sequences of each one's mean over all its valid positions,
-        as in the paper and DistiLLM-2), "token" (the mean over all valid positions) or "weight" (the sum of weights).
-      label_share: r in (1 - r) weight D + r CE, the share of the cross-entropy on labels, which no verifier weighs.
-      chunk_size: Time steps evaluated at once, or None for all: the same numbers with fewer [B, T, V] intermediates.
-        On a CPU, B * chunk_size of about 8 keeps them in its cache and more than halves the time.
+        divergence: `f(student_logits, teacher_logits) -> [...]`, from `losses`; bind options with `functools.partial`.
+            A parameter named `labels` receives the labels; `losses.cross_entropy` itself fits.
+        verifier: `f(student_logits, teacher_logits) -> acceptance [...]`, from `selection`. It sees the logits at
+            temperature 1. A parameter named `labels` receives the labels.
+        floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta.
+        temperature: Divides both models' logits in the divergence. There is no factor temperature^2.
+        normalizer: What `count` is: "sequence" (the mean over sequences of each one's mean over all its valid
+            positions, as in the paper and DistiLLM-2), "token" (the mean over all valid positions) or "weight" (the sum
+            of weights).
+        label_share: r in (1 - r) weight D + r CE, the share of the cross-entropy on labels, which no verifier weighs.
 
     Example:
-      >>> from functools import partial
-      >>> from selecttkd_jax import losses, selection
-      >>> objective = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
-      >>> objective == Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
-      True
+        >>> from functools import partial
+        >>> from selecttkd_jax import losses, selection
+        >>> objective = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
+        >>> objective == Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=5), floor=0.01)
+        True
 
     Source: SelecTKD supplement, sections A and F.
     """
@@ -65,7 +58,6 @@ class Objective:
     temperature: float = 1.0
     normalizer: str = "sequence"
     label_share: float = 0.0
-    chunk_size: int | None = None
 
     def __post_init__(self):
         for name in ("divergence", "verifier"):
@@ -81,8 +73,6 @@ class Objective:
                 f"label_share is {self.label_share}, which no weight multiplies; it cannot be divided by the sum of "
                 "weights: choose normalizer 'sequence' or 'token'"
             )
-        if self.chunk_size is not None:
-            check_count("chunk_size", self.chunk_size)
 
     def _key(self):
         return tuple(static_key(getattr(self, field.name)) for field in fields(self))
@@ -93,36 +83,43 @@ class Objective:
     def __hash__(self):
         return hash(self._key())
 
+    @any_mesh()
     def __call__(
         self,
         student_logits: Logits,
-        teacher_logits: Logits,
+        teacher_logits: Logits | None,
         mask: TokenMask,
         uniforms: PerToken | None = None,
         labels: TokenIds | None = None,
         *,
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
+        chunk_size: int | None = None,
     ) -> LossSums:
         """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count` (`sums.mean`).
 
         Args:
-          student_logits: [B, T, V], any float dtype.
-          teacher_logits: [B, T, V]. Treated as a constant.
-          mask: [B, T], boolean or 0/1: the positions that carry loss.
-          uniforms: [B, T] draws from [0, 1), one per position, or None for the expectation over them.
-          labels: [B, T] token ids, if the objective uses them.
-          alpha: [B], a skew per sequence (see `adaptive_skew`), in place of the divergence's own.
-          acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
+            student_logits: [B, T, V], any float dtype.
+            teacher_logits: [B, T, V]. Treated as a constant. None for a divergence and a verifier that ask no teacher.
+            mask: [B, T], boolean or integers 0/1: the positions that carry loss.
+            uniforms: [B, T] draws from [0, 1), one per position, or None for the expectation over them.
+            labels: [B, T] token ids, if the objective uses them.
+            alpha: [B], a skew per sequence (see `adaptive_skew`), in place of the divergence's own.
+            acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
+            chunk_size: Time steps evaluated at once, or None for all: the same numbers with fewer [B, T, V]
+                intermediates. On a CPU, B * chunk_size of about 8 keeps them in its cache and more than halves the time
+                (`cached_chunk_size`).
 
         Returns:
-          LossSums, differentiable to the student's logits.
+            LossSums, differentiable to the student's logits.
 
         Raises:
-          InputError: Shapes do not match, the mask is not 0/1, or labels are needed and absent.
-          TypeError: Logits are not floating point, or labels not integers.
+            InputError: Shapes do not match, the mask is not 0/1, or labels are needed and absent.
+            TypeError: Logits are not floating point, labels not integers, or the mask neither boolean nor integer.
         """
         check_rank("student_logits", student_logits, 3)
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
         if alpha is not None:
             check_alpha(alpha, student_logits.shape[0])
             alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
@@ -131,20 +128,21 @@ class Objective:
             raise InputError(f"mask must have the shape of the positions, {student_logits.shape[:2]}, got {mask.shape}")
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
-        if self.chunk_size is None:
+        if chunk_size is None:
             terms = self.token_terms(
                 student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance
             )
         else:
             rest = {"teacher_logits": teacher_logits, "uniforms": uniforms, "labels": labels}
             rest.update(alpha=alpha, acceptance=acceptance)
-            terms = token_terms_by_chunks(self, self.chunk_size, student_logits, rest)
+            terms = terms_by_chunks(self.token_terms, chunk_size, student_logits, rest)
         return reduce_terms(terms, mask, self.normalizer)
 
+    @any_mesh(like="student_logits", drop=1)
     def token_terms(
         self,
         student_logits: Logits,
-        teacher_logits: Logits,
+        teacher_logits: Logits | None,
         uniforms: PerToken | None = None,
         labels: Int[Array, "*positions"] | None = None,
         *,
@@ -154,15 +152,15 @@ class Objective:
         """The per-token half: every position by itself, in any shape (all of a batch, or a chunk of it).
 
         Args:
-          student_logits: [..., V].
-          teacher_logits: [..., V].
-          uniforms: [...] or None.
-          labels: [...] or None.
-          alpha: Broadcasts against [..., 1], or None.
-          acceptance: [...] or None.
+            student_logits: [..., V].
+            teacher_logits: [..., V].
+            uniforms: [...] or None.
+            labels: [...] or None.
+            alpha: Broadcasts against [..., 1], or None.
+            acceptance: [...] or None.
 
         Returns:
-          TokenTerms of [...] float32. Only `loss` and `divergence` are differentiable.
+            TokenTerms of [...] float32. Only `loss` and `divergence` are differentiable.
         """
         positions = jnp.shape(student_logits)[:-1]
         if acceptance is None:
@@ -183,15 +181,15 @@ class Objective:
             labels,
             **options,
         )
-        # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN.
-        loss = jnp.where(weight > 0, weight * divergence, 0.0)
+        # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN. A NaN weight shows.
+        loss = jnp.where(weight <= 0, 0.0, weight * divergence)
         if self.label_share > 0:
             if labels is None:
                 raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
             loss = (1 - self.label_share) * loss + self.label_share * cross_entropy(student_logits, labels)
         return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted)
 
-    def _tempered(self, logits: Logits) -> Logits:
+    def _tempered(self, logits: Any) -> Any:
         # In float32: dividing bfloat16 logits would round them once more.
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
 

@@ -20,24 +20,22 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Logits, PerSequence, PerToken, Scalar, TokenIds, TokenMask
-from selecttkd_jax.checks import InputError, check_in_range
-from selecttkd_jax.distill.objective import Objective
-from selecttkd_jax.distill.sums import LossSums, mean_of
+from selecttkd_jax._array_types import Logits, Scalar
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.distill._inputs import Tokens
+from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._sums import LossSums, mean_of
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stream:
-    """What an objective needs of the responses of one model: the arguments of `Objective.__call__`."""
+    """What an objective needs of the responses of one model."""
 
     student_logits: Logits
     teacher_logits: Logits
-    mask: TokenMask
-    uniforms: PerToken | None = None
-    labels: TokenIds | None = None
-    alpha: PerSequence | None = None
-    acceptance: PerToken | None = None
+    tokens: Tokens
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +53,13 @@ class TwoStreamSums:
         """`loss / count`, and 0 where nothing was counted."""
         return mean_of(self.loss, self.count)
 
+    def means(self) -> dict[str, float]:
+        """As `LossSums.means` over both streams, and each stream's own below `teacher_responses/` and the like."""
+        both = (self.teacher_responses + self.student_responses).means()
+        streams = {"teacher_responses": self.teacher_responses, "student_responses": self.student_responses}
+        own = {f"{name}/{key}": value for name, sums in streams.items() for key, value in sums.means().items()}
+        return both | {"loss": float(self.loss) / float(self.count) if self.count else 0.0} | own
+
     def __add__(self, other: "TwoStreamSums") -> "TwoStreamSums":
         return jax.tree.map(jnp.add, self, other)
 
@@ -64,8 +69,8 @@ class TwoStreamObjective:
     """An objective for each response stream. Frozen, hashable and comparable by value, like its two parts.
 
     Attributes:
-      teacher_responses: The objective on responses the teacher wrote; SKL in DistiLLM-2.
-      student_responses: The objective on responses the student wrote; SRKL in DistiLLM-2.
+        teacher_responses: The objective on responses the teacher wrote; SKL in DistiLLM-2.
+        student_responses: The objective on responses the student wrote; SRKL in DistiLLM-2.
 
     Source: Ko et al., 2025, "DistiLLM-2", Eq. 2 and 5; SelecTKD supplement, Figure 5.
     """
@@ -96,15 +101,15 @@ class TwoStreamObjective:
         With the "sequence" normaliser and complete pairs the count is the number of pairs, and each stream is its mean.
 
         Args:
-          teacher_responses: Logits and masks on the teacher's responses.
-          student_responses: The same on the student's responses.
-          balance: The student stream's share, in [0, 1]; 1/2 adds the two streams up. See `distill.balance_*`.
+            teacher_responses: Logits and masks on the teacher's responses.
+            student_responses: The same on the student's responses.
+            balance: The student stream's share, in [0, 1]; 1/2 adds the two streams up. See `distill.balance_*`.
 
         Returns:
-          TwoStreamSums, differentiable to both streams' student logits.
+            TwoStreamSums, differentiable to both streams' student logits.
 
         Raises:
-          InputError: A stream is missing, or anything `Objective.__call__` refuses.
+            InputError: A stream is missing, or anything `Objective.__call__` refuses.
         """
         for name, stream in (("teacher_responses", teacher_responses), ("student_responses", student_responses)):
             if not isinstance(stream, Stream):
@@ -135,9 +140,9 @@ def _apply(objective: Objective, stream: Stream) -> LossSums:
     return objective(
         stream.student_logits,
         stream.teacher_logits,
-        stream.mask,
-        stream.uniforms,
-        stream.labels,
-        alpha=stream.alpha,
-        acceptance=stream.acceptance,
+        stream.tokens.mask,
+        stream.tokens.uniforms,
+        stream.tokens.labels,
+        alpha=stream.tokens.alpha,
+        acceptance=stream.tokens.acceptance,
     )

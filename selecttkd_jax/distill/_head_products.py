@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array
+from selecttkd_jax._array_types import Array
 
 # Columns of a head whose gradient is added up at a time on a CPU, so that the partial product stays in its cache: of
 # [D, V], where a column is strided, and of [V, D].
@@ -24,10 +24,10 @@ class HeadInputs:
     """Hidden states [N, D] of one model and its head.
 
     Attributes:
-      hidden: [N, D].
-      matrix: [D, V], or [V, D] if `vocab_first`.
-      bias: [V], or None.
-      vocab_first: Whether the matrix is an embedding table.
+        hidden: [N, D].
+        matrix: [D, V], or [V, D] if `vocab_first`.
+        bias: [V], or None.
+        vocab_first: Whether the matrix is an embedding table.
     """
 
     hidden: Array
@@ -65,11 +65,11 @@ def add_head_gradient(model: HeadInputs, total: Array, rows: Array, logit_gradie
     """Adds the head's gradient of a chunk to `total`, which has the head's own layout.
 
     Args:
-      model: Whose head.
-      total: The gradient so far, [D, V] or [V, D].
-      rows: Hidden states [C, D].
-      logit_gradient: [C, V] in the dtype of `rows`.
-      tiled: Whether to go some columns at a time, which needs no second array of the head's size.
+        model: Whose head.
+        total: The gradient so far, [D, V] or [V, D].
+        rows: Hidden states [C, D].
+        logit_gradient: [C, V] in the dtype of `rows`.
+        tiled: Whether to go some columns at a time, which needs no second array of the head's size.
     """
 
     def product(columns: Array) -> Array:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from selecttkd_jax import losses, selection
-from selecttkd_jax.checks import InputError, check_at_least, check_in_range, check_one_of
-from selecttkd_jax.distill.objective import Objective
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
+from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._sums import NORMALIZERS
 
 DIVERGENCES: dict[str, Callable] = {
     function.__name__: function
@@ -32,12 +34,14 @@ VERIFIERS: dict[str, Callable] = {
 class ObjectiveConfig:
     """What is minimised, and which tokens count."""
 
-    divergence: str = "forward_kl"
-    """forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jensen_shannon, adaptive_kl, total_variation or hellinger."""
+    divergence: str | None = None
+    """forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jensen_shannon, adaptive_kl, total_variation or hellinger. Left
+    out: the method's own."""
     alpha: float | None = None
     """Share of the other model in the mixture of skew_kl and skew_reverse_kl, in [0, 1). Left out: 0.1."""
     beta: float | None = None
-    """Mixture m = beta p + (1 - beta) q of jensen_shannon (p the teacher), in [0, 1]. Left out: 0.5."""
+    """Mixture m = beta p + (1 - beta) q of jensen_shannon (p the teacher), strictly between 0 and 1. Left
+    out: 0.5."""
     mu: float | None = None
     """Teacher mass that adaptive_kl calls the head, in [0, 1]. Left out: 0.5."""
     verifier: str = "greedy_top_k"
@@ -68,6 +72,9 @@ class ObjectiveConfig:
         if self.k is not None:
             check_at_least("objective.k", self.k, 1)
         check_in_range("objective.floor", self.floor, 0, 1)
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"objective.temperature must be above 0 and finite, got {self.temperature}")
+        check_one_of("objective.normalizer", self.normalizer, NORMALIZERS)
         if self.skip_rejected and self.floor > 0:
             raise InputError(
                 f"objective.skip_rejected needs objective.floor = 0.0, got {self.floor}: with a floor, rejected tokens "
@@ -78,33 +85,43 @@ class ObjectiveConfig:
                 "objective.verifier hellinger is itself the weight of a token (V = H): set objective.expected = true "
                 "and objective.floor = 0.0"
             )
-        self.build()
+        # With a divergence left out, the method that names one checks its options.
+        if self.divergence is not None:
+            self.build()
 
-    def build(self) -> Objective:
+    def build(self, divergence: str = "forward_kl", label_share: float = 0.0) -> Objective:
         """The objective itself.
+
+        Args:
+            divergence: The method's, where this names none.
+            label_share: As in `Objective`.
 
         Raises:
             InputError: An unknown name, a value out of range, or an option that the named function does not have.
         """
         return Objective(
-            divergence=self._bind("divergence", DIVERGENCES, ("alpha", "beta", "mu")),
-            verifier=self._bind("verifier", VERIFIERS, ("k",)),
+            divergence=_bind(self, "divergence", self.divergence or divergence, DIVERGENCES, ("alpha", "beta", "mu")),
+            verifier=_bind(self, "verifier", self.verifier, VERIFIERS, ("k",)),
             floor=self.floor,
             temperature=self.temperature,
             normalizer=self.normalizer,
+            label_share=label_share,
         )
 
-    def _bind(self, kind: str, table: dict[str, Callable], options: tuple[str, ...]) -> Callable:
-        name = getattr(self, kind)
-        check_one_of(f"objective.{kind}", name, table)
-        function = table[name]
-        given = {option: getattr(self, option) for option in options if getattr(self, option) is not None}
-        for option in given:
-            # Silently ignoring it would train something else than what was asked for.
-            if option not in inspect.signature(function).parameters:
-                users = [other for other in table if option in inspect.signature(table[other]).parameters]
-                raise InputError(
-                    f"objective.{option} is an option of {', '.join(users)}, not of {name}; leave it out or choose "
-                    f"another objective.{kind}"
-                )
-        return partial(function, **given) if given else function
+
+def _bind(
+    config: ObjectiveConfig, kind: str, name: str, table: dict[str, Callable], options: tuple[str, ...]
+) -> Callable:
+    """The function called `name`, with those of the options that were given."""
+    check_one_of(f"objective.{kind}", name, table)
+    function = table[name]
+    given = {option: getattr(config, option) for option in options if getattr(config, option) is not None}
+    for option in given:
+        # Silently ignoring it would train something else than what was asked for.
+        if option not in inspect.signature(function).parameters:
+            users = [other for other in table if option in inspect.signature(table[other]).parameters]
+            raise InputError(
+                f"objective.{option} is an option of {', '.join(users)}, not of {name}; leave it out or choose "
+                f"another objective.{kind}"
+            )
+    return partial(function, **given) if given else function

@@ -13,7 +13,7 @@ def static_key(value: Any) -> Hashable:
     """A hashable stand-in for `value`, equal for partials of the same function with the same options.
 
     Raises:
-      TypeError: A bound option is an array or otherwise unhashable.
+        TypeError: A bound option is an array or otherwise unhashable.
     """
     if isinstance(value, partial):
         options = tuple((name, static_key(option)) for name, option in sorted(value.keywords.items()))

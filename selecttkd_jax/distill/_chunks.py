@@ -7,18 +7,16 @@ chunk's gradient is known as soon as its values are; the backward pass only scal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Logits
-from selecttkd_jax.distill.sums import TokenTerms
-
-if TYPE_CHECKING:
-    from selecttkd_jax.distill.objective import Objective
-
+from selecttkd_jax._array_types import Array, Logits
+from selecttkd_jax._mesh_axes import vary_alike
+from selecttkd_jax.distill._sums import TokenTerms
 
 CACHED_POSITIONS = 8
 
@@ -36,41 +34,44 @@ def cached_chunk_size(rows: int) -> int | None:
     """The `chunk_size` that keeps a batch of `rows` rows in a CPU's cache; None on accelerators, which need no chunks.
 
     Args:
-      rows: B on this process, within one micro-batch.
+        rows: B on this process, within one micro-batch.
     """
     return max(1, CACHED_POSITIONS // rows) if on_cpu() else None
 
 
-def token_terms_by_chunks(objective: Objective, chunk_size: int, student_logits: Logits, rest: Any) -> TokenTerms:
-    """`objective.token_terms(student_logits, **rest)`, evaluated `chunk_size` time steps at a time.
+def terms_by_chunks(
+    token_terms: Callable[..., TokenTerms], chunk_size: int, student_logits: Logits, rest: Any
+) -> TokenTerms:
+    """`token_terms(student_logits, **rest)`, evaluated `chunk_size` time steps at a time.
 
     Chunks run along T, which meshes do not shard: rows stay on their devices.
 
     Args:
-      objective: Whose terms.
-      chunk_size: Time steps in a chunk, of all rows; need not divide T.
-      student_logits: [B, T, V].
-      rest: The other arguments of `token_terms` by name, [B, T, ...] arrays or None.
+        token_terms: Of some positions' logits; hashable, such as the method of an `Objective`.
+        chunk_size: Time steps in a chunk, of all rows; need not divide T.
+        student_logits: [B, T, V].
+        rest: The other arguments of `token_terms` by name: [B, T, ...] arrays or None.
 
     Returns:
-      TokenTerms of [B, T]; `loss` is differentiable to the student's logits.
+        TokenTerms of [B, T]; `loss` is differentiable to the student's logits.
     """
     rest = jax.tree.map(jax.lax.stop_gradient, rest)
-    return _terms(objective, chunk_size, student_logits, rest)
+    student_logits, rest = vary_alike((student_logits, rest), like=(student_logits, rest))
+    return _terms(token_terms, chunk_size, student_logits, rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _terms(objective, chunk_size, student_logits, rest):
+def _terms(token_terms, chunk_size, student_logits, rest):
     def evaluate(logits, others):
-        return objective.token_terms(logits, **others)
+        return token_terms(logits, **others)
 
     return _over_chunks(evaluate, chunk_size, (student_logits, rest))
 
 
-def _terms_and_gradient(objective, chunk_size, student_logits, rest):
+def _terms_and_gradient(token_terms, chunk_size, student_logits, rest):
     def evaluate(logits, others):
         def summed(z):
-            terms = objective.token_terms(z, **others)
+            terms = token_terms(z, **others)
             return jnp.sum(terms.loss), terms
 
         gradient, terms = jax.grad(summed, has_aux=True)(logits)
@@ -79,8 +80,8 @@ def _terms_and_gradient(objective, chunk_size, student_logits, rest):
     return _over_chunks(evaluate, chunk_size, (student_logits, rest))
 
 
-def _scale_gradient(objective, chunk_size, gradient, cotangent):
-    del objective, chunk_size
+def _scale_gradient(token_terms, chunk_size, gradient, cotangent):
+    del token_terms, chunk_size
     return (cotangent.loss[..., None] * gradient.astype(jnp.float32)).astype(gradient.dtype), None
 
 
@@ -100,7 +101,7 @@ def _over_chunks(function, chunk_size: int, arrays):
         return jax.tree.map(lambda r, v: jax.lax.dynamic_update_slice_in_dim(r, v, start, axis=1), results, values)
 
     shapes = jax.eval_shape(lambda a: function(*a), arrays)
-    results = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    results = vary_alike(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), like=arrays)
     results = jax.lax.fori_loop(
         0, whole_chunks, lambda i, r: place(r, i * chunk_size, piece(i * chunk_size, chunk_size)), results
     )
