@@ -1,28 +1,31 @@
-"""Meshes, and where parameters, batches and activations lie on them. Pure: knows no model."""
+"""Meshes, and how parameters, batches and activations are sharded over them. Pure: knows no model."""
 
-from selecttkd_jax.sharding.agreement import check_agreement
-from selecttkd_jax.sharding.constraints import divided_by_rows, exchanged, padded_vocabulary
-from selecttkd_jax.sharding.hosts import Hosts, hosts_from_flags, join_hosts
-from selecttkd_jax.sharding.mesh import MeshConfig, make_mesh
-from selecttkd_jax.sharding.placement import array_from_slices, check_rows, place_batch, process_share, whole_on_host
-from selecttkd_jax.sharding.rules import PRESETS, Rules, parameter_shardings
+from selecttkd_jax.sharding._agreement import check_agreement
+from selecttkd_jax.sharding._constraints import pad_vocabulary, reshard_to_rows, shard_rows, shard_rows_and_heads
+from selecttkd_jax.sharding._mesh import MeshConfig, make_mesh
+from selecttkd_jax.sharding._placement import (
+    check_rows,
+    gather_to_host,
+    make_array_from_slices,
+    place_batch,
+    process_share,
+)
+from selecttkd_jax.sharding._rules import PRESETS, Rules, parameter_shardings
 
 __all__ = [
     "PRESETS",
-    "Hosts",
     "MeshConfig",
     "Rules",
-    "array_from_slices",
     "check_agreement",
     "check_rows",
-    "divided_by_rows",
-    "exchanged",
-    "hosts_from_flags",
-    "join_hosts",
+    "gather_to_host",
+    "make_array_from_slices",
     "make_mesh",
-    "padded_vocabulary",
+    "pad_vocabulary",
     "parameter_shardings",
     "place_batch",
     "process_share",
-    "whole_on_host",
+    "reshard_to_rows",
+    "shard_rows",
+    "shard_rows_and_heads",
 ]

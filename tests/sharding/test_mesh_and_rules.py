@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from selecttkd_jax import models, sharding
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh, parameter_shardings
 
 CONFIG = models.DecoderConfig(
@@ -65,8 +65,8 @@ def test_the_mesh_takes_the_devices_it_is_given(caplog):
     "make, message",
     [
         (lambda: make_mesh(MeshConfig(data=4, fsdp=4)), "data 4 x fsdp 4 x tensor 1 needs 16 .* machine has 8"),
-        (lambda: make_mesh(MeshConfig(fsdp=-1, tensor=3)), "fsdp = -1, tensor = 3: 8 devices cannot be divided by 3"),
-        (lambda: make_mesh(MeshConfig(fsdp=-1, tensor=16)), "8 devices cannot be divided by 16"),
+        (lambda: make_mesh(MeshConfig(fsdp=-1, tensor=3)), "fsdp = -1, tensor = 3: 8 devices are not a multiple of 3"),
+        (lambda: make_mesh(MeshConfig(fsdp=-1, tensor=16)), "8 devices are not a multiple of 16"),
         (lambda: MeshConfig(fsdp=-1, data=-1), r"only one mesh axis can be -1; .*\(-1, -1, 1\)"),
         (lambda: MeshConfig(tensor=0), "mesh.tensor must be at least 1, or -1 .*; got 0"),
         (lambda: MeshConfig(student="fsdp+tensors"), r"mesh.student must be one of .*did you mean 'fsdp\+tensor'"),
@@ -121,7 +121,7 @@ def test_the_other_presets_are_its_halves():
     assert specs(CONFIG, PRESETS["replicated"], fsdp=2, tensor=4) == only("nothing")
 
 
-def test_key_heads_and_vocabulary_that_do_not_divide_stay_whole_and_say_so(caplog):
+def test_key_heads_and_vocabulary_that_do_not_divide_are_replicated_which_is_logged(caplog):
     with caplog.at_level("INFO"):
         found = specs(CONFIG, PRESETS["tensor"], tensor=8)
     assert found["layers.attention.k.kernel"] == found["layers.attention.v.kernel"] == (None, None, None, None)

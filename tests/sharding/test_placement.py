@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.sharding import MeshConfig, array_from_slices, check_rows, make_mesh, place_batch, process_share
-from selecttkd_jax.sharding.placement import _share
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.sharding import MeshConfig, check_rows, make_array_from_slices, make_mesh, place_batch, process_share
+from selecttkd_jax.sharding._placement import _find_share
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ from selecttkd_jax.sharding.placement import _share
     ],
 )
 def test_a_process_takes_the_rows_of_its_devices(spans, share):
-    assert _share(spans, 16) == share
+    assert _find_share(spans, 16) == share
 
 
-def test_rows_lie_on_the_batch_axes_in_order():
+def test_rows_are_sharded_over_the_batch_axes_in_order():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     assert process_share(mesh, 8) == (0, 1)
     batch = {"ids": np.arange(24).reshape(8, 3)}
@@ -51,7 +51,7 @@ def test_each_slice_is_made_once():
         return np.arange(32.0).reshape(4, 8)[index]
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    array = array_from_slices((4, 8), NamedSharding(mesh, PartitionSpec(None, "fsdp")), read)
+    array = make_array_from_slices((4, 8), NamedSharding(mesh, PartitionSpec(None, "fsdp")), read)
     np.testing.assert_array_equal(array, np.arange(32.0).reshape(4, 8))
     assert len(asked) == 4 and len({shard.device for shard in array.addressable_shards}) == 8
     jax.block_until_ready(array)

@@ -1,7 +1,7 @@
-"""Which axis of a parameter is divided over which axis of the mesh.
+"""Which axis of a parameter is sharded over which axis of the mesh.
 
-A rule maps an axis letter (`array_types`) to a mesh axis. A parameter's axes are spelled as one string, such as "LDHE",
-so that where it lies follows from the rules, and nothing is said parameter by parameter.
+A rule maps an axis letter (`_array_types`) to a mesh axis. A parameter's axes are spelled as one string, such as
+"LDHE", so that its sharding follows from the rules, and nothing is said parameter by parameter.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +27,17 @@ PRESETS: dict[str, Rules] = {
 }
 """Rules by name."""
 
-# Axes that stay whole where they do not divide, and what that costs. All others are refused.
-MAY_STAY_WHOLE = {
-    "K": "each device keeps all key and value heads",
-    "V": "each device keeps the whole embedding and head, and heads are padded where logits are computed",
+# Axes that are replicated where their size does not divide, and what that costs. All others are refused.
+MAY_BE_REPLICATED = {
+    "K": "key and value heads are replicated over this axis",
+    "V": "embedding and head are replicated over this axis, and heads padded where logits are computed",
 }
 
 
 def parameter_shardings(mesh: Mesh, rules: Rules, logical_axes: Any, shapes: Any) -> Any:
-    """Where each parameter lies.
+    """The sharding of each parameter.
 
-    Norm scales and other vectors over D are not divided by `fsdp`: a gather would cost more than they weigh.
+    Norm scales and other vectors over D are not sharded over `fsdp`: a gather would cost more than they weigh.
 
     Args:
         mesh: From `make_mesh`.
@@ -49,8 +49,8 @@ def parameter_shardings(mesh: Mesh, rules: Rules, logical_axes: Any, shapes: Any
         Tree of NamedSharding.
 
     Raises:
-        InputError: A rule names no mesh axis, two axes of a parameter would lie on one mesh axis, or a size does not
-            divide. Key/value heads and the vocabulary stay whole instead, which is logged.
+        InputError: A rule names no mesh axis, two axes of a parameter would be sharded over one mesh axis, or a size
+            does not divide. Key/value heads and the vocabulary are replicated instead, which is logged.
 
     Example:
         >>> from selecttkd_jax.sharding import MeshConfig, make_mesh
@@ -62,24 +62,24 @@ def parameter_shardings(mesh: Mesh, rules: Rules, logical_axes: Any, shapes: Any
     for letter, axis in rules.items():
         if axis not in mesh.shape:
             raise InputError(f"rule {letter} -> {axis}: the mesh has no axis {axis}, only {', '.join(mesh.shape)}")
-    whole: dict[str, str] = {}
+    replicated: dict[str, str] = {}
 
     def place(path: tuple, letters: str, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if len(letters) != len(leaf.shape):
             raise InputError(f"{name} has axes {letters}, but shape {leaf.shape}")
-        return NamedSharding(mesh, PartitionSpec(*_axes_of(mesh, rules, letters, leaf.shape, name, whole)))
+        return NamedSharding(mesh, PartitionSpec(*_choose_axes(mesh, rules, letters, leaf.shape, name, replicated)))
 
     shardings = jax.tree_util.tree_map_with_path(place, logical_axes, shapes)
-    for letter, line in whole.items():
-        logger.info("%s; %s", line, MAY_STAY_WHOLE[letter])
+    for letter, line in replicated.items():
+        logger.info("%s; %s", line, MAY_BE_REPLICATED[letter])
     return shardings
 
 
-def _axes_of(
-    mesh: Mesh, rules: Rules, letters: str, shape: tuple[int, ...], name: str, whole: dict[str, str]
+def _choose_axes(
+    mesh: Mesh, rules: Rules, letters: str, shape: tuple[int, ...], name: str, replicated: dict[str, str]
 ) -> list[str | None]:
-    """The mesh axis of each of a parameter's axes; notes in `whole` what stays undivided."""
+    """The mesh axis of each of a parameter's axes; notes in `replicated` what could not be sharded."""
     vector = len(letters.replace("L", "")) == 1
     taken: dict[str, str] = {}
     axes: list[str | None] = []
@@ -90,15 +90,15 @@ def _axes_of(
             continue
         if axis in taken:
             raise InputError(
-                f"{name} {letters} {shape}: {taken[axis]} and {letter} would both be divided over mesh axis {axis} "
+                f"{name} {letters} {shape}: {taken[axis]} and {letter} would both be sharded over mesh axis {axis} "
                 f"({mesh.shape[axis]} devices); give one of them another axis"
             )
         taken[axis] = letter
         if size % mesh.shape[axis]:
             problem = f"{name} {shape}: {letter} = {size} does not divide over {axis} = {mesh.shape[axis]}"
-            if letter not in MAY_STAY_WHOLE:
+            if letter not in MAY_BE_REPLICATED:
                 raise InputError(f"{problem}; choose a mesh.{axis} that divides {size}")
-            whole.setdefault(letter, problem)
+            replicated.setdefault(letter, problem)
             axis = None
         axes.append(axis)
     return axes

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 
 def check_agreement(facts: Mapping[str, int | None]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
-from selecttkd_jax.checks import InputError, check_at_least, check_one_of
-from selecttkd_jax.sharding.rules import PRESETS
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
+from selecttkd_jax.sharding._rules import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -19,16 +19,16 @@ AXES = ("data", "fsdp", "tensor")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices are arranged, and how each model lies on them."""
+    """How devices are arranged, and how each model is sharded over them."""
 
     data: int = 1
-    """Devices over which batches are divided and weights are not. -1: as many as are left."""
+    """Devices over which batches are sharded and weights replicated. -1: as many as are left."""
     fsdp: int = 1
-    """Devices over which batches are divided and weights, too; a weight is gathered when used. -1: what is left."""
+    """Devices over which batches and weights are sharded; a weight is gathered when used. -1: what is left."""
     tensor: int = 1
-    """Devices over which heads, MLPs and the vocabulary are divided. -1: what is left."""
+    """Devices over which heads, MLPs and the vocabulary are sharded. -1: what is left."""
     student: str = "fsdp+tensor"
-    """How the student's weights are divided: replicated, fsdp, tensor, or fsdp+tensor."""
+    """How the student's weights are sharded: replicated, fsdp, tensor, or fsdp+tensor."""
     teacher: str = "fsdp+tensor"
     """The same of the teacher."""
     host_timeout: int = 100
@@ -61,18 +61,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         devices: What to arrange; all devices of all processes if None.
 
     Returns:
-        A mesh whose axes are all `AxisType.Auto`: the compiler divides what is not annotated.
+        A mesh whose axes are all `AxisType.Auto`: the compiler shards what is not annotated.
 
     Raises:
-        InputError: The mesh is larger than the machine, -1 leaves no whole number of devices, or there are several
-            processes and the mesh leaves out devices.
+        InputError: The mesh is larger than the machine, -1 finds no multiple of the other axes, or there are
+            several processes and the mesh leaves out devices.
 
     Example:
         >>> dict(make_mesh(MeshConfig(data=1)).shape)
         {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = _without_minus_one(config.sizes, len(devices))
+    sizes = _fill_minus_one(config.sizes, len(devices))
     needed = prod(sizes)
     asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if needed > len(devices):
@@ -85,12 +85,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
-def _without_minus_one(sizes: tuple[int, ...], device_count: int) -> tuple[int, ...]:
+def _fill_minus_one(sizes: tuple[int, ...], device_count: int) -> tuple[int, ...]:
     if -1 not in sizes:
         return sizes
     fixed = prod(size for size in sizes if size != -1)
     left, rest = divmod(device_count, fixed)
     if rest or not left:
         asked = ", ".join(f"{axis} = {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise InputError(f"mesh {asked}: {device_count} devices cannot be divided by {fixed}")
+        raise InputError(f"mesh {asked}: {device_count} devices are not a multiple of {fixed}")
     return tuple(left if size == -1 else size for size in sizes)

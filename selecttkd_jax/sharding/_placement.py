@@ -1,4 +1,4 @@
-"""Arrays between hosts and meshes: parameters and batches to devices, and whole again."""
+"""Arrays between hosts and meshes: parameters and batches placed on devices, and gathered again."""
 
 from collections.abc import Callable
 from math import prod
@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.mesh_axes import BATCH_AXES
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._mesh_axes import BATCH_AXES
 
 Batch = TypeVar("Batch")
 
 
-def array_from_slices(
+def make_array_from_slices(
     shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
     """An array of which each process reads only what its own devices hold, and each slice once.
@@ -23,9 +23,9 @@ def array_from_slices(
     host until the last is there; here there is one at a time.
 
     Args:
-        shape: Of the whole array.
-        sharding: Where it lies.
-        read: Gives a slice of it.
+        shape: The global shape.
+        sharding: How the array is sharded.
+        read: Gives a slice of it, from a slice of each axis.
     """
     devices_of: dict[tuple, tuple[tuple[slice, ...], list[Any]]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -51,13 +51,13 @@ def process_share(mesh: Mesh, rows: int) -> tuple[int, int]:
     """Which part of a batch's rows this process needs: (p, P), the p-th of P equal parts.
 
     Processes that share a row of the mesh (a `tensor` axis over several hosts) need the same part. Where a process's
-    rows do not follow on each other, it needs the whole batch: (0, 1).
+    rows do not follow on each other, it needs all of the batch: (0, 1).
     """
     spans = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((rows,)).values()
-    return _share({index[0].indices(rows)[:2] for index in spans if index is not None}, rows)
+    return _find_share({index[0].indices(rows)[:2] for index in spans if index is not None}, rows)
 
 
-def _share(spans: set[tuple[int, int]], rows: int) -> tuple[int, int]:
+def _find_share(spans: set[tuple[int, int]], rows: int) -> tuple[int, int]:
     """The part that `spans` (first row, row behind the last) make up together, or (0, 1)."""
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     held = sum(stop - start for start, stop in spans)
@@ -67,12 +67,12 @@ def _share(spans: set[tuple[int, int]], rows: int) -> tuple[int, int]:
 
 
 def place_batch(mesh: Mesh, batch: Batch, rows: int) -> Batch:
-    """A batch on the mesh, its rows divided over the batch axes.
+    """Places a batch on the mesh, its rows sharded over the batch axes.
 
     Args:
         mesh: From `make_mesh`.
         batch: Pytree of NumPy arrays [b, ...]: this process's share of the rows (`process_share`), or all of them.
-        rows: Of the whole batch.
+        rows: Rows of the global batch.
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
@@ -82,23 +82,23 @@ def place_batch(mesh: Mesh, batch: Batch, rows: int) -> Batch:
     return jax.tree.map(place, batch)
 
 
-def whole_on_host(array: jax.Array, row: int | None = None) -> np.ndarray:
-    """The whole array, or one row of its first axis, on this process's host.
+def gather_to_host(array: jax.Array, row: int | None = None) -> np.ndarray:
+    """Gathers an array, or one row of its first axis, to this process's host.
 
-    Where other processes hold parts of it, each of them has to call this at the same time.
+    Where other processes hold shards of it, each of them has to call this at the same time.
     """
     if array.is_fully_addressable:
         return np.asarray(array if row is None else array[row])
     assert isinstance(array.sharding, NamedSharding)
     replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
     if row is None:
-        return np.asarray(jax.jit(_same, out_shardings=replicated)(array))
-    return np.asarray(jax.jit(_row, out_shardings=replicated)(array, np.int32(row)))
+        return np.asarray(jax.jit(_pass_on, out_shardings=replicated)(array))
+    return np.asarray(jax.jit(_take_row, out_shardings=replicated)(array, np.int32(row)))
 
 
-def _same(array: jax.Array) -> jax.Array:
+def _pass_on(array: jax.Array) -> jax.Array:
     return array
 
 
-def _row(array: jax.Array, row: jax.Array) -> jax.Array:
+def _take_row(array: jax.Array, row: jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(array, row, keepdims=False)
