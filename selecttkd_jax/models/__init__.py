@@ -3,23 +3,56 @@
 Everyone else sees (config, params) and pure functions; the modules stay inside.
 """
 
-from selecttkd_jax.models.adapter_files import load_adapter, save_adapter
-from selecttkd_jax.models.cache import KVCache, init_cache
-from selecttkd_jax.models.config import DecoderConfig, RotaryConfig
-from selecttkd_jax.models.decoder import count_params, forward, head, head_logits, init_params
-from selecttkd_jax.models.gguf import convert_gguf, packaged_gguf
-from selecttkd_jax.models.hf_config import decoder_config, hf_config
-from selecttkd_jax.models.int8 import quantize_int8
-from selecttkd_jax.models.lora import LoraConfig, init_lora, merge_lora, with_adapters
-from selecttkd_jax.models.pair import Pair
-from selecttkd_jax.models.placement import logical_axes, shardings
-from selecttkd_jax.models.pretrained import (
-    Pretrained,
-    check_replaceable,
-    check_weights,
-    from_pretrained,
-    logits,
-    read_config,
-    save_pretrained,
-)
-from selecttkd_jax.models.prune import evenly_spaced_layers, prune_layers
+from selecttkd_jax.models._cache import KVCache, init_cache
+from selecttkd_jax.models._config import DecoderConfig, RotaryConfig
+from selecttkd_jax.models._decoder import count_params, forward, head, head_logits, init_params, stored_head
+from selecttkd_jax.models._int8 import quantize_int8
+from selecttkd_jax.models._lora import LoraConfig, attach_adapters, init_lora, merge_lora
+from selecttkd_jax.models._placement import logical_axes, shardings
+from selecttkd_jax.models._pretrained import Pretrained, logits
+from selecttkd_jax.models._prune import evenly_spaced_layers, prune_layers
+from selecttkd_jax.models._unstack import unstack_layers
+from selecttkd_jax.models.files._fingerprint import fingerprint_files
+from selecttkd_jax.models.files._gguf import convert_gguf
+from selecttkd_jax.models.files._hf_config import decoder_config, hf_config
+from selecttkd_jax.models.files._hf_directory import check_weights, from_pretrained, read_config, save_pretrained
+from selecttkd_jax.models.files._location import find_packaged_gguf
+from selecttkd_jax.models.files._new_directory import check_replaceable
+from selecttkd_jax.models.files._peft import load_adapter, save_adapter
+
+__all__ = [
+    "DecoderConfig",
+    "KVCache",
+    "LoraConfig",
+    "Pretrained",
+    "RotaryConfig",
+    "attach_adapters",
+    "check_replaceable",
+    "check_weights",
+    "convert_gguf",
+    "count_params",
+    "decoder_config",
+    "evenly_spaced_layers",
+    "find_packaged_gguf",
+    "fingerprint_files",
+    "forward",
+    "from_pretrained",
+    "head",
+    "head_logits",
+    "hf_config",
+    "init_cache",
+    "init_lora",
+    "init_params",
+    "load_adapter",
+    "logical_axes",
+    "logits",
+    "merge_lora",
+    "prune_layers",
+    "quantize_int8",
+    "read_config",
+    "save_adapter",
+    "save_pretrained",
+    "shardings",
+    "stored_head",
+    "unstack_layers",
+]

@@ -1,12 +1,14 @@
 """config.json: every field is used, known to be without effect, or refused by name."""
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 from tiny_models import LLAMA, QWEN2, QWEN3
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.models.families import FAMILIES
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 # (change to a good config, part of the message)
@@ -19,7 +21,8 @@ REFUSED = [
     ({"hidden_size": None}, "has no hidden_size"),
     ({"hidden_size": "24"}, "hidden_size must be int"),
     ({"hidden_size": True}, "hidden_size must be int"),
-    ({"num_hidden_layers": 0}, "num_layers must be at least 1"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers must be from 1"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be from 1"),
     ({"num_key_value_heads": 4}, "num_heads must be a multiple of num_kv_heads, got 6 and 4"),
     ({"head_dim": 7}, "head_dim must be even"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be bool"),
@@ -57,6 +60,13 @@ def test_refused(change, message):
     assert message in str(error.value)
     assert str(error.value).startswith("dir/config.json")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [False, None, 1, "yes"])
+def test_qwen2_refuses_to_be_without_the_biases_it_always_has(value):
+    with pytest.raises(InputError, match=rf"x: attention_bias {value!r} contradicts model_type 'qwen2'.* True"):
+        models.decoder_config(QWEN2 | {"attention_bias": value}, "x")
+    assert models.decoder_config(QWEN2 | {"attention_bias": True}) == models.decoder_config(QWEN2)
 
 
 def test_qwen_needs_its_own_head_sizes():
@@ -102,10 +112,53 @@ def test_defaults_are_those_of_transformers():
     assert config.rotary == models.RotaryConfig(theta=10_000.0)
 
 
-@pytest.mark.parametrize("hf_config", [LLAMA, QWEN2, QWEN3, LLAMA | {"rope_parameters": YARN | {"mscale": 2.0}}])
+@pytest.mark.parametrize("hf_config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_what_a_file_leaves_out_is_what_transformers_fills_in(hf_config):
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(hf_config["model_type"])
+    optional = {
+        "rms_norm_eps": "norm_eps",
+        "max_position_embeddings": "max_positions",
+        "initializer_range": "init_scale",
+        "tie_word_embeddings": "tied_head",
+    }
+    ours = models.decoder_config({name: value for name, value in hf_config.items() if name not in optional})
+    for name, field in optional.items():
+        assert getattr(ours, field) == getattr(theirs, name), name
+
+
+@pytest.mark.parametrize(
+    "hf_config",
+    [
+        LLAMA,
+        LLAMA | {"attention_bias": True},
+        LLAMA | {"rope_parameters": YARN | {"mscale": 2.0}},
+        QWEN2,
+        QWEN3,
+        QWEN3 | {"attention_bias": True},
+    ],
+)
 def test_own_config_reads_back(hf_config):
     config = models.decoder_config(hf_config)
-    assert models.decoder_config(json.loads(json.dumps(models.hf_config(config)))) == config
+    written = json.loads(json.dumps(models.hf_config(config)))
+    assert written["model_type"] == hf_config["model_type"]
+    assert models.decoder_config(written) == config
+
+
+@pytest.mark.parametrize("flags", [{"o_bias": True}, {"qkv_bias": True, "qk_norm": True}])
+def test_flags_that_no_family_combines_are_refused(flags):
+    config = replace(models.decoder_config(LLAMA), **flags)
+    with pytest.raises(InputError, match="no model_type among llama, qwen2, qwen3 has this combination of options"):
+        models.hf_config(config)
+
+
+def test_every_family_speaks_of_flags_that_a_decoder_has():
+    flags = {entry.name for entry in fields(models.DecoderConfig) if entry.type is bool} - {"tied_head"}
+    for name, family in FAMILIES.items():
+        said = list(family.always) + [flag for names in family.options.values() for flag in names]
+        assert set(said) <= flags and len(set(said)) == len(said), name
+        assert family.model_type == name
 
 
 def test_read_config_refuses_what_is_not_a_model(tmp_path):

@@ -29,24 +29,21 @@ forward = jax.jit(models.forward, static_argnames=("config", "dtype", "remat"))
 @pytest.mark.parametrize("hf_config", [LLAMA, QWEN3], ids=["llama", "qwen3"])
 def test_cached_decoding_equals_one_uncached_pass(hf_config):
     config, params, ids, positions, _ = example(hf_config)
-    # The second row is padded on the left by three.
-    segments = np.ones_like(ids)
-    segments[1, :3] = 0
-    positions = np.maximum(positions - np.array([[0], [3]], np.int32), 0)
-    expected, none = forward(config, params, ids, positions, segments)
+    expected, none = forward(config, params, ids, positions, np.ones_like(ids))
     assert none is None
+    # The second prompt is shorter by two, padded on the right, and its text goes on where it ends.
+    prompt, shorter = 6, np.array([0, 2])
+    padded = ids.copy()
+    padded[1, 4:] = 1
     cache = models.init_cache(config, BATCH, LENGTH + 4)
-    prompt = 6
-    hidden, cache = forward(config, params, ids[:, :prompt], positions[:, :prompt], segments[:, :prompt], cache)
-    parts = [hidden]
+    hidden, cache = forward(config, params, padded[:, :prompt], positions[:, :prompt], np.ones((2, prompt), int), cache)
+    np.testing.assert_allclose(hidden[0], expected[0, :prompt], atol=1e-5)
+    np.testing.assert_allclose(hidden[1, :4], expected[1, :4], atol=1e-5)
+    rows = np.arange(BATCH)
     for t in range(prompt, LENGTH):
-        hidden, cache = forward(
-            config, params, ids[:, t : t + 1], positions[:, t : t + 1], segments[:, t : t + 1], cache
-        )
-        parts.append(hidden)
-    assert int(cache.next_slot) == LENGTH
-    real = np.array(segments) == 1
-    np.testing.assert_allclose(np.concatenate(parts, 1)[real], np.array(expected)[real], atol=1e-5)
+        at = (t - shorter).astype(np.int32)
+        hidden, cache = forward(config, params, ids[rows, at][:, None], at[:, None], np.ones((2, 1), int), cache)
+        np.testing.assert_allclose(hidden[:, 0], np.array(expected)[rows, at], atol=1e-5)
 
 
 def test_a_token_sees_neither_later_tokens_nor_other_segments():

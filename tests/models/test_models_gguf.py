@@ -9,7 +9,7 @@ import pytest
 from tiny_models import LLAMA, QWEN2, QWEN3, random_tensors, write_model
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 # The byte alphabet writes a space as Ġ and a newline as Ċ.

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import LLAMA, QWEN2
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 
 def example(hf_config):

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import LLAMA, QWEN3
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 LORA = models.LoraConfig(rank=3, alpha=7.0)
 DORA = models.LoraConfig(rank=2, alpha=3.0, dora=True, targets=("k_proj", "o_proj", "up_proj"))
@@ -37,7 +37,7 @@ def example(adapters, hf_config=QWEN3):
 @partial(jax.jit, static_argnames=("config", "adapters", "dtype", "remat"))
 def hidden_states(config, params, lora, batch, adapters=None, dtype=None, remat=False):
     if adapters is not None:
-        params = models.with_adapters(params, lora, adapters)
+        params = models.attach_adapters(params, lora, adapters)
     return models.forward(config, params, *batch, dtype=dtype, remat=remat)[0]
 
 
@@ -128,7 +128,7 @@ def test_frozen_weights_keep_their_dtype_and_adapters_theirs():
 
 def test_parameters_with_adapters_are_not_written_as_if_they_had_none(tmp_path):
     config, params, fresh, _, _ = example(LORA)
-    adapted = models.Pretrained(config, models.with_adapters(params, fresh, LORA), models.hf_config(config))
+    adapted = models.Pretrained(config, models.attach_adapters(params, fresh, LORA), models.hf_config(config))
     with pytest.raises(InputError, match="merge them with merge_lora"):
         models.save_pretrained(tmp_path / "model", adapted)
 
@@ -165,8 +165,8 @@ def test_what_is_saved_reads_back_equal(tmp_path):
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"target_modules": "all-linear"}, "target_modules must be a list of q_proj"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules must be a list"),
-        ({"r": None}, "r and lora_alpha must be numbers, got None"),
-        ({"r": 3}, r"shape \(4, 24\), but this model asks for \(3, 24\)"),
+        ({"r": None}, "r must be a number, got None"),
+        ({"r": 3}, r"shape \(4, 24\), but adapter_config.json asks for \(3, 24\)"),
         ({"target_modules": ["q_proj"]}, "a tensor that is not used"),
         ({"use_dora": True}, "has no tensor .*lora_magnitude_vector"),
     ],

@@ -78,7 +78,7 @@ def test_logits_files_and_merged_exports_equal_pefts(case):
     directory, config, theirs, pretrained, lora = case
     expected = torch_logits(theirs)
     assert np.abs(expected - torch_logits(torch_base(directory / "base"))).max() > 0.1
-    ours = logits(pretrained, models.with_adapters(pretrained.params, lora, config))
+    ours = logits(pretrained, models.attach_adapters(pretrained.params, lora, config))
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
 
     models.save_adapter(directory / "ours", config, pretrained.config, lora, str(directory / "base"))
@@ -103,7 +103,7 @@ def test_gradients_of_the_adapters_equal_autograds(case):
     target = np.random.default_rng(2).normal(size=(2, 17, 53)).astype(np.float32)
 
     def loss(lora):
-        return jnp.sum(logits(pretrained, models.with_adapters(pretrained.params, lora, config)) * target) / 100
+        return jnp.sum(logits(pretrained, models.attach_adapters(pretrained.params, lora, config)) * target) / 100
 
     gradient = jax.jit(jax.grad(loss))(lora)
     (torch.sum(theirs(torch.as_tensor(IDS)).logits * torch.as_tensor(target)) / 100).backward()
@@ -138,3 +138,27 @@ def test_fresh_adapters_start_as_pefts_do(tmp_path):
             assert 0.95 * bound < np.abs(ours[name]).max() <= bound and 0.95 * bound < np.abs(value).max() <= bound
         else:
             np.testing.assert_allclose(ours[name], value, atol=1e-6)
+
+
+@pytest.mark.parametrize("drawn", [True, False, "gaussian", "eva", "orthogonal"])
+def test_adapters_that_leave_the_base_alone_are_read_however_they_were_drawn(tmp_path, drawn):
+    base = write_model(tmp_path / "base", LLAMA, random_tensors(LLAMA))
+    theirs = peft_model(base, models.LoraConfig(rank=4, alpha=12.0))
+    theirs.peft_config["default"].init_lora_weights = drawn
+    if drawn == "eva":
+        theirs.peft_config["default"].eva_config = peft.EvaConfig()
+    theirs.save_pretrained(tmp_path / "theirs")
+    # What PEFT computes once it has read its own files is the oracle, not the model that wrote them.
+    again = peft.PeftModel.from_pretrained(torch_base(base), tmp_path / "theirs").eval()
+    pretrained = models.from_pretrained(base)
+    config, lora = models.load_adapter(tmp_path / "theirs", pretrained.config)
+    ours = logits(pretrained, models.attach_adapters(pretrained.params, lora, config))
+    np.testing.assert_allclose(ours, torch_logits(again), atol=1e-4, rtol=0)
+
+
+def test_every_field_that_peft_writes_has_a_rule():
+    from dataclasses import fields
+
+    from selecttkd_jax.models.files._peft_config import FOLLOWED, USED, WITHOUT_EFFECT
+
+    assert {entry.name for entry in fields(peft.LoraConfig)} <= {*USED, *FOLLOWED, *WITHOUT_EFFECT}

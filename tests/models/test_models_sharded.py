@@ -1,4 +1,4 @@
-"""Loading onto a mesh: what is read of each file, where it lies, and the way back to disk."""
+"""Loading onto a mesh: what is read of each file, where it is placed, and the way back to disk."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from tiny_models import QWEN2, random_tensors, write_model
 
 from selecttkd_jax import models
-from selecttkd_jax.models import weights
+from selecttkd_jax.models.files._shards import Stored
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh
 
 # Sizes that divide, and biases; E, the inner one of two axes flattened together on disk, too.
@@ -52,10 +52,8 @@ def test_every_shard_holds_its_part_of_the_file(directory, whole, rules):
 def test_a_tree_of_shardings_and_a_dtype(directory, whole):
     tree = shardings_of("fsdp", fsdp=8)(whole.config)
     loaded = models.from_pretrained(directory, jnp.bfloat16, tree)
-    jax.tree.map(
-        lambda leaf, expected: np.testing.assert_array_equal(leaf, expected.astype(jnp.bfloat16)),
-        *(loaded.params, whole.params),
-    )
+    expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +62,14 @@ def test_a_tree_of_shardings_and_a_dtype(directory, whole):
 def test_each_slice_is_read_once(directory, whole, monkeypatch, rules, sizes):
     """Replicas share what was read, and a slice of a tensor costs no more than its own bytes."""
     read = []
-    real = weights._tensor
+    real = Stored.read
 
-    def counting(path, name, part):
-        tensor = real(path, name, part)
-        read.append((name, tensor.size))
+    def counting(stored, part):
+        tensor = real(stored, part)
+        read.append((stored.name, tensor.size))
         return tensor
 
-    monkeypatch.setattr(weights, "_tensor", counting)
+    monkeypatch.setattr(Stored, "read", counting)
     loaded = models.from_pretrained(directory, shardings=shardings_of(rules, **sizes))
     assert sum(size for _, size in read) == models.count_params(whole.params)
     gate = loaded.params["layers"]["mlp"]["gate"]["kernel"]
@@ -79,7 +77,7 @@ def test_each_slice_is_read_once(directory, whole, monkeypatch, rules, sizes):
     assert set(parts) == {24 * 40 // len(parts)} and len(parts) == len({str(s.index) for s in gate.addressable_shards})
 
 
-def test_export_gathers_what_was_divided(directory, tmp_path):
+def test_export_gathers_what_was_sharded(directory, tmp_path):
     loaded = models.from_pretrained(directory, shardings=shardings_of("fsdp+tensor", fsdp=4, tensor=2))
     models.save_pretrained(tmp_path / "copy", loaded)
     written = load_file(tmp_path / "copy" / "model.safetensors")

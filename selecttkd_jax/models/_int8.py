@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.array_types import Array, Params
-from selecttkd_jax.models.weight_table import WEIGHTS
+from selecttkd_jax._array_types import Array, Params
+from selecttkd_jax.models._weight_table import WEIGHTS
 
 LARGEST = 127  # not 128, so that a column and its negative have the same scale
 
@@ -24,14 +24,18 @@ def quantize_int8(params: Params) -> Params:
     the compute dtype.
 
     Args:
-        params: as made by `init_params` or read by `from_pretrained`.
+        params: As made by `init_params` or read by `from_pretrained`.
 
     Returns:
         Parameters in which a kernel `[L, inputs..., outputs...]` is `{"int8", "scale"}`: int8 of the same shape, and
         float32 with 1 for each axis of the inputs. Everything else is shared.
 
     Example:
-        >>> teacher = quantize_int8(from_pretrained("teacher", jnp.bfloat16).params)  # doctest: +SKIP
+        >>> from selecttkd_jax.models import DecoderConfig, init_params
+        >>> config = DecoderConfig(32, 8, 16, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=4)
+        >>> teacher = quantize_int8(init_params(config, jax.random.key(0)))
+        >>> teacher["layers"]["mlp"]["gate"]["kernel"]["scale"].shape
+        (4, 1, 16)
     """
     layers: dict[str, Any] = {part: dict(inner) for part, inner in params["layers"].items()}
     for weight in WEIGHTS:
@@ -51,10 +55,10 @@ def _quantize(kernel: Array, num_inputs: int) -> dict[str, Array]:
     return {"int8": jnp.round(steps).astype(jnp.int8), "scale": scale}
 
 
-def dequantized(params: Any, dtype: jnp.dtype) -> Any:
+def dequantize_int8(params: Any, dtype: jnp.dtype) -> Any:
     """A tree of parameters with its int8 kernels as `int8 * scale` in `dtype`; everything else as it is."""
     if not isinstance(params, dict):
         return params
     if params.keys() == {"int8", "scale"}:
         return (params["int8"].astype(jnp.float32) * params["scale"]).astype(dtype)
-    return {name: dequantized(inner, dtype) for name, inner in params.items()}
+    return {name: dequantize_int8(inner, dtype) for name, inner in params.items()}

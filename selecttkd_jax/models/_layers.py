@@ -1,4 +1,4 @@
-"""The parts of one decoder block. Axis letters: B T D F H K E L V as in `array_types`; S counts the keys' slots."""
+"""The parts of one decoder block. Axis letters: B T D F H K E L V as in `_array_types`; S counts the keys' slots."""
 
 from math import prod
 
@@ -8,9 +8,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from selecttkd_jax.array_types import Params
-from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.rotary import rotate
+from selecttkd_jax._array_types import Params
+from selecttkd_jax.models._config import DecoderConfig
+from selecttkd_jax.models._rotary import rotate
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
@@ -62,7 +62,7 @@ def _linear_backward(saved, output_gradient):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def adapted(
+def apply_adapter(
     y: Float[Array, "B T O"], x: Float[Array, "B T I"], kernel: Float[Array, "I O"], adapter: Params
 ) -> Float[Array, "B T O"]:
     """A projection's result `y = x W` with its low-rank branch: `x (W + A B)`.
@@ -88,7 +88,7 @@ def adapted(
 class Projection(nnx.Module):
     """A linear map from some axes to others, such as `D -> HE`, with an optional bias over the new ones."""
 
-    adapter: Params | None = None  # a low-rank branch, set for one call by `attach`
+    adapter: Params | None = None  # a low-rank branch, set for one call by `set_adapters`
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Projection(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype).reshape(prod(self.in_shape), prod(self.out_shape))
         x = x.reshape(batch, length, -1)
         y = linear(x, kernel)
-        y = checkpoint_name(y, KEPT) if self.adapter is None else adapted(y, x, kernel, self.adapter)
+        y = checkpoint_name(y, KEPT) if self.adapter is None else apply_adapter(y, x, kernel, self.adapter)
         y = y.reshape(batch, length, *self.out_shape)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None]
 
@@ -131,7 +131,7 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
 
-    def queries_keys_values(
+    def project(
         self, x: Float[Array, "B T D"], cosine: Float[Array, "B T 1 E/2"], sine: Float[Array, "B T 1 E/2"]
     ) -> tuple[Float[Array, "B T H E"], Float[Array, "B T K E"], Float[Array, "B T K E"]]:
         """Projects, normalises (where the model does) and rotates; values are only projected."""
@@ -146,20 +146,26 @@ def attend(
     keys: Float[Array, "B S K E"],
     values: Float[Array, "B S K E"],
     mask: Bool[Array, "B T S"],
+    *,
+    key_axes: str = "BSKE",
+    value_axes: str = "BSKE",
 ) -> Float[Array, "B T H E"]:
-    """`softmax(q k^T / sqrt(E)) v` over the unmasked keys, scores and softmax in float32."""
+    """`softmax(q k^T / sqrt(E)) v` over the unmasked keys, scores and softmax in float32.
+
+    The axes of keys and values may stand in another order, which `key_axes` and `value_axes` say.
+    """
     batch, length, num_heads, head_dim = queries.shape
-    num_kv_heads = keys.shape[2]
+    num_kv_heads, slots = keys.shape[key_axes.index("K")], keys.shape[key_axes.index("S")]
     group = num_heads // num_kv_heads
     # Query heads that share a key head become further rows of one product: [B, K, group * T, E] x [B, K, E, S].
     queries = (queries * head_dim**-0.5).reshape(batch, length, num_kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
-    scores = jnp.einsum("BKNE,BSKE->BKNS", queries, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, group, length, keys.shape[1])
+    scores = jnp.einsum(f"BKNE,{key_axes}->BKNS", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, group, length, slots)
     scores = jnp.where(mask[:, None, None, :, :], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    weights = weights.reshape(batch, num_kv_heads, group * length, keys.shape[1])
-    mixed = jnp.einsum("BKNS,BSKE->BKNE", weights, values)
+    weights = weights.reshape(batch, num_kv_heads, group * length, slots)
+    mixed = jnp.einsum(f"BKNS,{value_axes}->BKNE", weights, values)
     mixed = mixed.reshape(batch, num_kv_heads, group, length, head_dim)
     mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
     return checkpoint_name(mixed, KEPT)
@@ -190,7 +196,7 @@ class Block(nnx.Module):
         self.mlp = GatedMLP(config, dtype=dtype, rngs=rngs)
 
 
-def attach(block: Block, adapters: Params) -> Block:
+def set_adapters(block: Block, adapters: Params) -> Block:
     """The block with the low-rank branches of one layer, `{"attention": {"q": {"a", "b"}, ...}, ...}`."""
     for part, projections in adapters.items():
         for name, adapter in projections.items():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selecttkd_jax.models.config import RotaryConfig
+from selecttkd_jax.models._config import RotaryConfig
 
 
 def inverse_frequencies(config: RotaryConfig, head_dim: int) -> np.ndarray:
@@ -25,7 +25,7 @@ def inverse_frequencies(config: RotaryConfig, head_dim: int) -> np.ndarray:
         kept = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
         frequencies = _blend(frequencies, config.factor, np.clip(kept, 0.0, 1.0))
     elif config.kind == "yarn":
-        low, high = _yarn_boundaries(config, head_dim)
+        low, high = _find_yarn_boundaries(config, head_dim)
         stretched = (np.arange(head_dim // 2) - low) / (high - low)
         frequencies = _blend(frequencies, config.factor, 1.0 - np.clip(stretched, 0.0, 1.0))
     return frequencies.astype(np.float32)
@@ -35,7 +35,7 @@ def _blend(frequencies: np.ndarray, factor: float, kept: np.ndarray) -> np.ndarr
     return kept * frequencies + (1.0 - kept) * frequencies / factor
 
 
-def _yarn_boundaries(config: RotaryConfig, head_dim: int) -> tuple[float, float]:
+def _find_yarn_boundaries(config: RotaryConfig, head_dim: int) -> tuple[float, float]:
     """The pairs between which YaRN passes from kept to stretched frequencies."""
 
     def pair_turning(turns: float) -> float:

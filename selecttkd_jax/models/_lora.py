@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, DoRA) of the decoder's projections: frozen weights, trained branches.
 
 Adapters mirror the parameters: `{"attention": {"q": {"a", "b"}, ...}, "mlp": {...}}`, stacked `[L, ...]` and float32.
-`with_adapters` joins them to frozen parameters for `forward`; `merge_lora` makes plain parameters of both.
+`attach_adapters` joins them to frozen parameters for `forward`; `merge_lora` makes plain parameters of both.
 """
 
 import math
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from selecttkd_jax.array_types import Array, Key, Params
-from selecttkd_jax.checks import InputError, check_at_least, check_one_of
-from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.layers import SMALLEST_SQUARE
-from selecttkd_jax.models.weight_table import WEIGHTS, Weight
+from selecttkd_jax._array_types import Array, Key, Params
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
+from selecttkd_jax.models._config import DecoderConfig
+from selecttkd_jax.models._layers import SMALLEST_SQUARE
+from selecttkd_jax.models._weight_table import WEIGHTS, Weight
 
 # The attention and MLP projections, under the names that PEFT's `target_modules` uses.
 TARGETS = {weight.hf_name.split(".")[-2]: weight for weight in WEIGHTS if weight.path.endswith(".kernel")}
@@ -66,9 +66,9 @@ def init_lora(config: LoraConfig, decoder: DecoderConfig, params: Params, key: K
     A is uniform in +-1/sqrt(I), I the projection's inputs (PEFT's Kaiming-uniform), and B is zero.
 
     Args:
-        config: rank and targets.
-        decoder: the adapted model.
-        params: its parameters, whose column lengths DoRA's magnitudes start from.
+        config: Rank and targets.
+        decoder: The adapted model.
+        params: Its parameters, whose column lengths DoRA's magnitudes start from.
         key: PRNG key.
 
     Returns:
@@ -91,7 +91,7 @@ def init_lora(config: LoraConfig, decoder: DecoderConfig, params: Params, key: K
     return lora
 
 
-def with_adapters(params: Params, lora: Params, config: LoraConfig) -> Params:
+def attach_adapters(params: Params, lora: Params, config: LoraConfig) -> Params:
     """Parameters for `forward` in which every adapted projection has its low-rank branch.
 
     Differentiable in `lora`; `params` are shared as they are, in their own dtype. `save_pretrained` wants `merge_lora`.
@@ -107,9 +107,9 @@ def merge_lora(params: Params, lora: Params, config: LoraConfig) -> Params:
     """Plain parameters of the adapted model: `W + alpha/r A B`, for DoRA with its columns scaled to `magnitude`.
 
     Args:
-        params: the frozen parameters.
-        lora: the adapters.
-        config: what they were made with.
+        params: The frozen parameters.
+        lora: The adapters.
+        config: What they were made with.
 
     Returns:
         Parameters whose adapted kernels are float32 (a small change would vanish in a shorter dtype) and whose other
@@ -118,14 +118,14 @@ def merge_lora(params: Params, lora: Params, config: LoraConfig) -> Params:
     layers: dict[str, Any] = {part: dict(inner) for part, inner in params["layers"].items()}
     for (part, name), weight in config.weights():
         projection, adapter = layers[part][name], lora[part][name]
-        # Each device makes its part of the sum, and no device the whole change.
+        # Each device makes its part of the sum, and no device all of the change.
         sharding = None if isinstance(projection["kernel"], Tracer) else projection["kernel"].sharding
-        merged = jax.jit(partial(_merged_kernel, config, weight), out_shardings=sharding)
+        merged = jax.jit(partial(_merge_kernel, config, weight), out_shardings=sharding)
         layers[part][name] = {**projection, "kernel": merged(projection["kernel"], adapter)}
     return {**params, "layers": layers}
 
 
-def _merged_kernel(config: LoraConfig, weight: Weight, kernel: Array, adapter: Params) -> Array:
+def _merge_kernel(config: LoraConfig, weight: Weight, kernel: Array, adapter: Params) -> Array:
     inputs, outputs = weight.axes[: weight.num_inputs], weight.axes[weight.num_inputs :]
     product = f"L{inputs}R,LR{outputs}->L{inputs}{outputs}"
     change = jnp.einsum(product, adapter["a"], adapter["b"], precision="highest")

@@ -1,6 +1,5 @@
 """The decoder as pure functions of (config, params): one block, stacked `[L, ...]` and scanned."""
 
-from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -10,13 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from selecttkd_jax.array_types import Head, HiddenStates, Key, Params
-from selecttkd_jax.models.cache import KVCache
-from selecttkd_jax.models.config import DecoderConfig
-from selecttkd_jax.models.int8 import dequantized
-from selecttkd_jax.models.layers import KEPT, Block, RMSNorm, attach, attend
-from selecttkd_jax.models.rotary import rotary_tables
-from selecttkd_jax.sharding import divided_by_rows, exchanged
+from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
+from selecttkd_jax.models._cache import KVCache, write_tokens
+from selecttkd_jax.models._config import DecoderConfig
+from selecttkd_jax.models._int8 import dequantize_int8
+from selecttkd_jax.models._layers import KEPT, Block, RMSNorm, attend, set_adapters
+from selecttkd_jax.models._rotary import rotary_tables
+from selecttkd_jax.models._unstack import unstack_layers
+from selecttkd_jax.sharding import reshard_to_rows, shard_rows
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -62,62 +62,63 @@ def forward(
     attends to it, and its own hidden states mean nothing.
 
     Args:
-        config: the decoder.
-        params: as made by `init_params` or read by `from_pretrained`, perhaps `with_adapters` or through
+        config: The decoder.
+        params: As made by `init_params` or read by `from_pretrained`, perhaps `attach_adapters` or through
             `quantize_int8`.
-        input_ids: token ids.
-        positions: position of each token in its segment, for rotary embedding and causality.
-        segment_ids: which packed sequence a token belongs to, from 1; 0 for padding.
-        cache: keys and values of earlier tokens; the new ones are written at `cache.next_slot`, which must leave room
-            for T tokens.
-        dtype: dtype of activations, to which each layer's parameters are cast when used; None keeps the parameters'.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        input_ids: Token ids.
+        positions: Position of each token in its segment, for rotary embedding and causality.
+        segment_ids: Which packed sequence a token belongs to, from 1; 0 for padding.
+        cache: Keys and values of earlier tokens. Each row is then one text, whose T tokens follow on each other and
+            are written into the slots of their positions; padding stands on the right, and `segment_ids` are not
+            looked at.
+        dtype: Dtype of activations, to which each layer's parameters are cast when used; None keeps the parameters'.
+        remat: Recompute each layer in the backward pass instead of keeping its activations.
 
     Returns:
         Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.
     """
+    # What all layers share: embedded tokens, rotary tables, and which token attends to which key.
     dtype = params["embedding"].dtype if dtype is None else dtype
-    hidden = exchanged(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
+    hidden = reshard_to_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
-    if cache is not None:
-        cache = replace(
-            cache,
-            positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, cache.next_slot, axis=1),
-            segment_ids=jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.next_slot, axis=1),
-        )
-    key_positions, key_segments = (positions, segment_ids) if cache is None else (cache.positions, cache.segment_ids)
-    mask = key_positions[:, None, :] <= positions[:, :, None]
-    mask &= (key_segments[:, None, :] == segment_ids[:, :, None]) & (key_segments != 0)[:, None, :]
+    if cache is None:
+        mask = positions[:, None, :] <= positions[:, :, None]
+        mask &= (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids != 0)[:, None, :]
+    else:
+        mask = jnp.arange(cache.values[0].shape[2])[None, None, :] <= positions[:, :, None]
     graph = _block_graph(config)
 
-    def layer(carry, xs):
-        hidden, cached, index = carry
-        layer_params, adapters = xs
-        block = attach(nnx.merge(graph, dequantized(layer_params, hidden.dtype)), adapters)
-        queries, keys, values = block.attention.queries_keys_values(block.attention_norm(hidden), cosine, sine)
-        if cache is not None:
-            cached = tuple(
-                jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), (index, 0, cache.next_slot, 0, 0))
-                for whole, new in zip(cached, (keys, values), strict=True)
-            )
-            keys, values = (
-                jax.lax.dynamic_index_in_dim(whole, index, keepdims=False).astype(dtype) for whole in cached
-            )
-        hidden = hidden + block.attention.o(attend(queries, keys, values, mask))
-        hidden = divided_by_rows(hidden + block.mlp(block.mlp_norm(hidden)))
-        return (hidden, cached, index + 1), None
+    def layer(hidden, layer_params, adapters, cached=None):
+        block = set_adapters(nnx.merge(graph, dequantize_int8(layer_params, hidden.dtype)), adapters)
+        queries, keys, values = block.attention.project(block.attention_norm(hidden), cosine, sine)
+        if cached is None:
+            mixed = attend(queries, keys, values, mask)
+        else:
+            cached = write_tokens(cached, keys, values, positions)
+            keys, values = (array.astype(dtype) for array in cached)
+            mixed = attend(queries, keys, values, mask, key_axes="BKES", value_axes="BKSE")
+        hidden = hidden + block.attention.o(mixed)
+        return shard_rows(hidden + block.mlp(block.mlp_norm(hidden))), cached
 
-    # The backward pass keeps the results of the large products (nothing with remat) and recomputes the cheap work in
-    # between: less memory, and less time than writing it out. Inside a scan nothing is shared, hence no prevent_cse.
-    kept = jax.checkpoint_policies.save_only_these_names(*(() if remat else (KEPT,)))
-    layer = jax.checkpoint(layer, policy=kept, prevent_cse=False)
-    cached = None if cache is None else (cache.keys, cache.values)
-    xs = (params["layers"], params.get("adapters", {}))
-    (hidden, cached, _), _ = jax.lax.scan(layer, (hidden, cached, jnp.int32(0)), xs)
     if cache is not None:
-        keys, values = cached
-        cache = replace(cache, keys=keys, values=values, next_slot=cache.next_slot + input_ids.shape[1])
-    return _final_norm(config, params, hidden), cache
+        params = unstack_layers(params)
+        keys, values = [], []
+        for index, layer_params in enumerate(params["layers"]):
+            adapters = params["adapters"][index] if "adapters" in params else {}
+            hidden, cached = layer(hidden, layer_params, adapters, (cache.keys[index], cache.values[index]))
+            assert cached is not None  # one went in
+            keys.append(cached[0])
+            values.append(cached[1])
+        return _final_norm(config, params, hidden), KVCache(keys=tuple(keys), values=tuple(values))
+
+    # One layer, scanned over the stacked parameters. The backward pass keeps the results of the large products (nothing
+    # with remat) and recomputes the cheap work in between: less memory, and less time than writing it out. Inside a
+    # scan nothing is shared, hence no prevent_cse.
+    kept = [] if remat else [KEPT]
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    scanned = jax.checkpoint(lambda hidden, xs: layer(hidden, *xs), policy=policy, prevent_cse=False)
+    hidden, _ = jax.lax.scan(scanned, hidden, (params["layers"], params.get("adapters", {})))
+    return _final_norm(config, params, hidden), None
 
 
 def _final_norm(config: DecoderConfig, params: Params, hidden: HiddenStates) -> HiddenStates:
@@ -125,7 +126,7 @@ def _final_norm(config: DecoderConfig, params: Params, hidden: HiddenStates) -> 
     return nnx.merge(graph, params["final_norm"])(hidden)
 
 
-def head(config: DecoderConfig, params: Params) -> Head:
+def head(config: DecoderConfig, params: Params) -> HeadMatrix:
     """The head matrix `[D, V]`: the embedding's transpose when tied."""
     return params["embedding"].T if config.tied_head else params["head"]
 

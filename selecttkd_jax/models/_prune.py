@@ -6,12 +6,17 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.models.pretrained import Pretrained
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.models._pretrained import Pretrained
 
 
 def evenly_spaced_layers(num_layers: int, keep_count: int) -> tuple[int, ...]:
-    """`keep_count` of `num_layers` layers at even distances, the first and the last among them."""
+    """`keep_count` of `num_layers` layers at even distances, the first and the last among them.
+
+    Example:
+        >>> evenly_spaced_layers(7, 4)
+        (0, 2, 4, 6)
+    """
     if not 1 <= keep_count <= num_layers:
         raise InputError(f"the number of layers to keep must be between 1 and {num_layers}, got {keep_count}")
     if keep_count == 1:
@@ -20,10 +25,14 @@ def evenly_spaced_layers(num_layers: int, keep_count: int) -> tuple[int, ...]:
 
 
 def prune_layers(pretrained: Pretrained, keep: Sequence[int]) -> Pretrained:
-    """The model with only the layers in `keep`, in their order; everything else is shared with the original.
+    """Keeps only the layers in `keep`, in their order; everything else is shared with the original.
 
     Example:
-        >>> prune_layers(teacher, evenly_spaced_layers(teacher.config.num_layers, 16))  # doctest: +SKIP
+        >>> from selecttkd_jax.models import DecoderConfig, init_params
+        >>> config = DecoderConfig(32, 8, 16, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=4)
+        >>> teacher = Pretrained(config, init_params(config, jax.random.key(0)), hf_config={})
+        >>> prune_layers(teacher, evenly_spaced_layers(4, 2)).params["layers"]["mlp"]["gate"]["kernel"].shape
+        (2, 8, 16)
     """
     num_layers = pretrained.config.num_layers
     keep = [int(layer) for layer in keep]

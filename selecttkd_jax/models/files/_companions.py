@@ -1,0 +1,49 @@
+"""The files that travel with a model's weights: tokenizer, chat templates, generation settings."""
+
+import shutil
+from pathlib import Path
+
+from selecttkd_jax._outside_files import resolve_inside
+
+# Copied unchanged.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+# transformers keeps the chat templates that have names other than `default` here, a file each.
+NAMED_TEMPLATES = "additional_chat_templates"
+
+
+def copy_companions(source: Path, directory: Path) -> None:
+    """Copies what `source` has of them.
+
+    Raises:
+        InputError: One of them is a link that leads out of `source`.
+    """
+    names = [name for name in COMPANIONS if (source / name).is_file()]
+    if (source / NAMED_TEMPLATES).is_dir():
+        names += [f"{NAMED_TEMPLATES}/{path.name}" for path in sorted((source / NAMED_TEMPLATES).glob("*.jinja"))]
+    for name in names:
+        (directory / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(resolve_inside(source, name, source), directory / name)
+
+
+def foreign_entries(directory: Path) -> list[str]:
+    """What a directory holds that no model's or adapter's directory does."""
+    known = {"config.json", "adapter_config.json", "model.safetensors.index.json", *COMPANIONS}
+    found = []
+    for entry in sorted(directory.iterdir()):
+        if entry.name == NAMED_TEMPLATES and entry.is_dir():
+            found += [f"{entry.name}/{inner.name}" for inner in sorted(entry.iterdir()) if inner.suffix != ".jinja"]
+        elif entry.name not in known and entry.suffix != ".safetensors":
+            found.append(entry.name)
+    return found
