@@ -1,8 +1,46 @@
 """Records, tokenizers, tokenised rows and seeded, resumable, per-host batches."""
 
-from selecttkd_jax.data.batches import Batch, BatchIterator, eval_batches, make_batches
-from selecttkd_jax.data.config import DataConfig
-from selecttkd_jax.data.records import Record, read_records, student_records
-from selecttkd_jax.data.rendering import render_prompt
-from selecttkd_jax.data.rows import Rows, tokenize_records
-from selecttkd_jax.data.tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, tokenizer_size
+from selecttkd_jax.data._answers import AnswerFile, Finish
+from selecttkd_jax.data._batches import (
+    Batch,
+    BatchIterator,
+    Responses,
+    Rollouts,
+    batch_shapes,
+    eval_batches,
+    make_batches,
+)
+from selecttkd_jax.data._config import RUN_DATE, DataConfig
+from selecttkd_jax.data._prompts import describe_prompt
+from selecttkd_jax.data._records import Record, ResponseName, read_records, student_records
+from selecttkd_jax.data._rendering import render_plain_prompt, render_prompt
+from selecttkd_jax.data._rows import Rows
+from selecttkd_jax.data._tokenize import tokenize_records
+from selecttkd_jax.data._tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, tokenizer_size
+
+__all__ = [
+    "RUN_DATE",
+    "AnswerFile",
+    "Batch",
+    "BatchIterator",
+    "DataConfig",
+    "Finish",
+    "Record",
+    "ResponseName",
+    "Responses",
+    "Rollouts",
+    "Rows",
+    "batch_shapes",
+    "check_same_tokenizer",
+    "describe_prompt",
+    "eval_batches",
+    "load_tokenizer",
+    "make_batches",
+    "read_records",
+    "render_plain_prompt",
+    "render_prompt",
+    "stop_ids",
+    "student_records",
+    "tokenize_records",
+    "tokenizer_size",
+]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import data
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.data.rows import Rows
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.data._rows import Rows
 
 LENGTH = 9
 

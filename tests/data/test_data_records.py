@@ -6,7 +6,7 @@ import re
 import datasets
 import pytest
 
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import read_records, student_records
 
 USER, ASSISTANT = {"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven."}
@@ -77,7 +77,7 @@ GOOD = {"prompt": "a", "completion": "b"}
         ({"text": "a"}, "unknown shape: found text; expected messages; prompt [+] completion"),
         ({}, "unknown shape: found no keys"),
         ({"prompt": "a", "teacher_response": "b"}, "unknown shape: found prompt, teacher_response"),
-        ({"instruction": "a", "input": "b", "output": "c"}, r'columns = \["instruction", "output"\]'),
+        ({"instruction": "a", "input": "b", "output": "c"}, r'columns = \["instruction", "input", "output"\]'),
         ({"prompt": "a", "completion": " \n"}, r"has an empty response \(completion\)"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "message 2 of messages is an empty response"),
         ({"messages": []}, "messages is an empty list"),
@@ -164,3 +164,66 @@ def test_hub_names_may_name_a_subset(monkeypatch):
 def test_a_column_that_one_row_of_a_data_set_lacks_is_no_key(tmp_path):
     datasets.Dataset.from_list([GOOD, {"prompt": "alone"}]).save_to_disk(tmp_path / "mixed")
     assert [len(record.response) for record in read_records(tmp_path / "mixed")] == [1, 0]
+
+
+def test_a_middle_column_continues_the_prompt_where_it_is_filled(tmp_path, caplog):
+    rows = [
+        {"instruction": "Add.", "input": "2 and 3", "output": "5"},
+        {"instruction": "Go.", "input": "", "output": "a"},
+    ]
+    file = write(tmp_path, *rows, {"instruction": "Stop.", "output": "b"})
+    records = read_records(file, columns=("instruction", "input", "output"))
+    assert [record.prompt[0]["content"] for record in records] == ["Add.\n\n2 and 3", "Go.", "Stop."]
+    assert not caplog.records
+    read_records(file, columns=("instruction", "output"))
+    assert f"{file}: not used and left out: 'input' (2 rows)" in caplog.text
+    with pytest.raises(InputError, match="line 1: instruction and input must be text"):
+        read_records(write(tmp_path, {**rows[0], "input": [1]}), columns=("instruction", "input", "output"))
+
+
+def test_keys_that_nothing_is_made_of_are_named_once_with_their_counts(tmp_path, caplog):
+    lines = [
+        {**GOOD, "id": 1, "source": "x"},
+        {**GOOD, "id": 2},
+        {"messages": [USER, ASSISTANT], "prompt": "c", "tools": []},
+    ]
+    read_records(write(tmp_path, *lines))
+    (warning,) = caplog.records
+    assert warning.getMessage().endswith(": 'id' (2 rows), 'source' (1 rows), 'prompt' (1 rows)")
+
+
+def test_tools_and_options_of_the_template_come_with_the_record(tmp_path):
+    tools, kwargs = [{"name": "add"}], {"enable_thinking": False}
+    for line in (
+        {**GOOD, "tools": tools, "chat_template_kwargs": kwargs},
+        {"messages": [USER, ASSISTANT], "tools": json.dumps(tools), "chat_template_kwargs": json.dumps(kwargs)},
+    ):
+        (record,) = read_records(write(tmp_path, line))
+        assert record.tools == tools and record.template_kwargs == kwargs
+
+
+def test_the_first_learned_answer_ends_the_prompt(tmp_path):
+    unlearned = {**ASSISTANT, "weight": 0}
+    (record,) = read_records(write(tmp_path, {"messages": [USER, unlearned, USER, ASSISTANT]}))
+    assert record.prompt == (USER, unlearned, USER) and record.response == (ASSISTANT,)
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        ({**ASSISTANT, "weight": 0.5}, r"weight must be 0 \(not learned\) or 1 \(learned\), got 0.5"),
+        ({**ASSISTANT, "weight": "1"}, "weight must be 0"),
+        ({**ASSISTANT, "train": 1}, "train must be true or false, got 1"),
+        ({**ASSISTANT, "weight": 1, "train": False}, "weight is 1 and train is false"),
+        ({**ASSISTANT, "weight": 0}, "none of the answers is learned"),
+        ({**USER, "train": True}, "is the user's and cannot be learned"),
+        ({**ASSISTANT, "tool_calls": "add"}, "tool_calls must be a list of objects, got text"),
+        ({**ASSISTANT, "tool_calls": [1]}, "tool_calls must be a list of objects"),
+        ({**ASSISTANT, "reasoning_content": 1}, "must have text as its reasoning_content, got int"),
+        ({"role": "assistant", "content": None}, "must be an object with role and content, found role"),
+        ({"role": "assistant", "content": " ", "tool_calls": []}, "is an empty response"),
+    ],
+)
+def test_what_a_message_cannot_say_is_named(tmp_path, message, complaint):
+    with pytest.raises(InputError, match=f"line 1: .*{complaint}|line 1: {complaint}"):
+        read_records(write(tmp_path, {"messages": [USER, message]}))

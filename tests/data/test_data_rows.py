@@ -9,8 +9,8 @@ import pytest
 from small_tokenizers import CHATML, CHATML_MARKED, build_tokenizer
 
 from selecttkd_jax import data
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.data.records import Record
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.data._records import Record
 
 END = "<|im_end|>"
 
@@ -237,7 +237,7 @@ def test_prompts_for_generation_are_what_precedes_the_response(chat_tokenizer, b
 
 
 def test_many_records_come_back_in_order(chat_tokenizer, monkeypatch):
-    monkeypatch.setattr("selecttkd_jax.data.rows._CHUNK", 3)
+    monkeypatch.setattr("selecttkd_jax.data._tokenize._CHUNK_CHARACTERS", 300)  # three of them
     rows = tokenize([question(answer=f"{number} eggs") for number in range(8)], chat_tokenizer)
     assert [learned_texts(rows, chat_tokenizer, row)[0] for row in range(8)] == [f"{n} eggs{END}" for n in range(8)]
 

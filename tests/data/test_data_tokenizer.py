@@ -6,7 +6,7 @@ import pytest
 from small_tokenizers import SENTENCES, SPECIALS, build_tokenizer
 
 from selecttkd_jax import data
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 
 def test_equal_tokenizers_pass_and_padding_does_not_matter(tmp_path, chat_tokenizer):
@@ -64,7 +64,7 @@ def test_stop_ids_join_generation_config_end_token_and_template(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot read .*generation_config.json"),
+        ("{", "generation_config.json is not valid JSON"),
         ('{"eos_token_id": "x"}', "must be an integer or a list"),
         ('{"eos_token_id": 99999}', "names eos_token_id 99999, which the tokenizer does not have"),
     ],
@@ -96,10 +96,10 @@ def test_missing_tokenizers_are_named(tmp_path):
     with pytest.raises(InputError, match="no tokenizer in .*copy the model's tokenizer.json there"):
         data.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
-    with pytest.raises(InputError, match="cannot load a tokenizer from") as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read \(") as caught:
         data.load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="is a file; give the directory"):
         data.load_tokenizer(tmp_path / "tokenizer.json")
-    with pytest.raises(InputError, match="cannot load a tokenizer from 'owner/missing-model'"):
+    with pytest.raises(InputError, match="the tokenizer in 'owner/missing-model' cannot be read"):
         data.load_tokenizer("owner/missing-model")

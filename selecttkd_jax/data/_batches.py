@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from selecttkd_jax.checks import InputError, check_at_least
-from selecttkd_jax.data.rows import Rows
+from selecttkd_jax._errors import InputError, check_at_least
+from selecttkd_jax.data._rows import Rows
 
 
 @jax.tree_util.register_dataclass
@@ -20,11 +20,11 @@ class Batch:
     """A batch of rows. Padding has id 0, segment 0 and no loss.
 
     Attributes:
-        input_ids: int32 [B, T], what the model reads.
-        labels: int32 [B, T], the token at the next position.
-        loss_mask: bool [B, T], true where `labels` is a token to learn.
-        positions: int32 [B, T], 0 ... T - 1.
-        segment_ids: int32 [B, T], 1 for a row's tokens, 0 for padding.
+        input_ids: What the model reads, int32 [B, T].
+        labels: The token at the next position, int32 [B, T].
+        loss_mask: True where `labels` is a token to learn, bool [B, T].
+        positions: 0 ... T - 1, int32 [B, T].
+        segment_ids: 1 for a row's tokens, 0 for padding, int32 [B, T].
     """
 
     input_ids: Any
@@ -34,16 +34,65 @@ class Batch:
     segment_ids: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Responses:
+    """Two answers to the same prompts.
+
+    Attributes:
+        teacher: Rows with the teacher's answers.
+        student: Rows with the student's.
+        teacher_alpha: A skew for each of the teacher's, [B], in place of the divergence's own; None: its own.
+        student_alpha: The same for the student's.
+    """
+
+    teacher: Batch
+    student: Batch
+    teacher_alpha: Any = None
+    student_alpha: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Text that a policy wrote some steps ago, and how each of its tokens did; float32 [B, T], 0 where no loss is.
+
+    Attributes:
+        rows: The text.
+        old_log_prob: log q(label) of the student that wrote it.
+        importance: That student's probability of the label over the one with which it was drawn.
+        advantage: By how much the label did better than others.
+        corpus: Stored rows that are learned from along with it, or None.
+    """
+
+    rows: Batch
+    old_log_prob: Any
+    importance: Any
+    advantage: Any
+    corpus: Batch | None = None
+
+
+def batch_shapes(batch_size: int, max_length: int) -> Batch:
+    """The shapes of a whole batch, as a `Batch` of `jax.ShapeDtypeStruct`s."""
+    ids = jax.ShapeDtypeStruct((batch_size, max_length), np.int32)
+    mask = jax.ShapeDtypeStruct((batch_size, max_length), np.bool_)
+    return Batch(input_ids=ids, labels=ids, loss_mask=mask, positions=ids, segment_ids=ids)
+
+
 class BatchIterator(Iterator[Batch]):
     """An endless or finite iterator of batches that can be stopped and resumed exactly; see `make_batches`."""
 
-    def __init__(self, dataset: Any, identity: dict[str, int]):
-        self._dataset = dataset
+    def __init__(self, dataset: Any, indices: Any, identity: dict[str, int]):
+        self._indices = indices
         self._identity = identity
         self._iterator = iter(dataset)
 
     def __next__(self) -> Batch:
         return next(self._iterator)
+
+    def list_rows(self, number: int) -> list[int]:
+        """The rows of a whole batch by their number, both counted from 0: for messages."""
+        return [int(index) for index in self._indices[number]]
 
     def get_state(self) -> dict[str, Any]:
         """The position in the data, as a dictionary that JSON can hold. It is the same on every process."""
@@ -53,7 +102,7 @@ class BatchIterator(Iterator[Batch]):
         """Continues from `state`, with any number of processes.
 
         Raises:
-            InputError: the state belongs to other rows, another seed or another batch size.
+            InputError: The state belongs to other rows, another seed or another batch size.
         """
         for name, expected in self._identity.items():
             if state.get(name) != expected:
@@ -81,22 +130,23 @@ def make_batches(
     batch, so the global order does not depend on P.
 
     Args:
-        rows: tokenised rows.
-        batch_size: rows in a global batch.
+        rows: Tokenised rows.
+        batch_size: Rows in a global batch.
         max_length: T of the batches, in tokens.
-        seed: of the shuffle, in [0, 2**32).
-        process_index: p.
-        process_count: P, a divisor of `batch_size`.
-        epochs: passes over the rows; None goes on for ever. The very last batch is filled with all-masked rows.
+        seed: Of the shuffle.
+        process_index: This process's number p.
+        process_count: Number P of processes.
+        epochs: Passes over the rows; None goes on for ever. The very last batch is filled with all-masked rows.
 
     Returns:
         An iterator of `Batch` holding numpy arrays of `batch_size / process_count` rows.
 
     Raises:
-        InputError: an option is out of range, or rows are longer than `max_length`.
+        InputError: An option is out of range, or rows are longer than `max_length`.
     """
     import grain
 
+    # Options that fit each other.
     _check_fit(rows, batch_size, max_length)
     check_at_least("process_count", process_count, 1)
     if batch_size % process_count:
@@ -107,24 +157,28 @@ def make_batches(
         raise InputError(f"seed must be in [0, 2**32), got {seed}")
     if epochs is not None:
         check_at_least("epochs", epochs, 1)
+
+    # This process's part of each global batch, as a grain data set.
     local_size = batch_size // process_count
     first = process_index * local_size
 
     def local_batch(indices: Sequence[int]) -> Batch:
         return _collate(rows, indices[first : first + local_size], local_size, max_length)
 
-    indices = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(epochs)
-    batches = indices.batch(batch_size, drop_remainder=False, batch_fn=list).map(local_batch)
+    # For ever is 2^48 rows: grain's own endless length, rounded to batches of one row, is no length any more.
+    passes = 2**48 // len(rows) if epochs is None else epochs
+    indices = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(passes)
+    by_batch = indices.batch(batch_size, drop_remainder=False, batch_fn=list)
     # The rows are in memory: reader threads would only contend for the interpreter.
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return BatchIterator(dataset, {"seed": seed, "batch_size": batch_size, "rows": rows.fingerprint})
+    dataset = by_batch.map(local_batch).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return BatchIterator(dataset, by_batch, {"seed": seed, "batch_size": batch_size, "rows": rows.fingerprint})
 
 
 def eval_batches(rows: Rows, batch_size: int, max_length: int) -> list[Batch]:
     """Batches in the rows' order, each row once; the last one is filled with all-masked rows.
 
     Args:
-        rows: tokenised rows.
+        rows: Tokenised rows.
         batch_size: B of every batch.
         max_length: T of every batch, in tokens.
 
@@ -132,7 +186,7 @@ def eval_batches(rows: Rows, batch_size: int, max_length: int) -> list[Batch]:
         The batches, holding numpy arrays.
 
     Raises:
-        InputError: an option is out of range, or rows are longer than `max_length`.
+        InputError: An option is out of range, or rows are longer than `max_length`.
     """
     _check_fit(rows, batch_size, max_length)
     starts = range(0, len(rows), batch_size)

@@ -1,0 +1,86 @@
+"""Tokenised rows: token ids, and which of them the model has to produce."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Container
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Ragged rows of tokens, none longer than `max_length`, each with a response token or a prompt alone.
+
+    Attributes:
+        tokens: Token ids of each row, int32.
+        response: True for each token of a row that carries loss, bool. Never true for a row's first token, which
+            nothing predicts; false for all of a prompt alone, which has room for a response token behind it.
+        max_length: The length rows were cut to, in tokens.
+        read: Records read.
+        cut: Rows that lost the end of their response.
+        dropped: Rows left out because no response token fitted.
+        sources: Where each row came from, `train.jsonl line 7`; empty where nobody knows.
+    """
+
+    tokens: tuple[np.ndarray, ...]
+    response: tuple[np.ndarray, ...]
+    max_length: int
+    read: int
+    cut: int = 0
+    dropped: int = 0
+    sources: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, sources: Container[str]) -> "Rows":
+        """The rows that came from these sources; the others count as dropped."""
+        kept = [index for index, source in enumerate(self.sources) if source in sources]
+        tokens, response = (tuple(values[index] for index in kept) for values in (self.tokens, self.response))
+        dropped = self.dropped + len(self) - len(kept)
+        named = tuple(self.sources[index] for index in kept)
+        return dataclasses.replace(self, tokens=tokens, response=response, dropped=dropped, sources=named)
+
+    @functools.cached_property
+    def total_tokens(self) -> int:
+        """Tokens in all rows, prompts included, padding excluded."""
+        return sum(len(row) for row in self.tokens)
+
+    @functools.cached_property
+    def response_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(int(row.sum()) for row in self.response)
+
+    @functools.cached_property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """Tokens before the last response of each row, or of a prompt alone: what a model that answers it is given."""
+        return tuple(map(_prompt_length, self.response))
+
+    @functools.cached_property
+    def prompts_alone(self) -> int:
+        """Rows without a response."""
+        return sum(not response.any() for response in self.response)
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """A checksum of ids and masks, to tell whether a resumed run reads the same rows."""
+        checksum = 0
+        for tokens, response in zip(self.tokens, self.response, strict=True):
+            checksum = zlib.crc32(response.tobytes(), zlib.crc32(tokens.tobytes(), checksum))
+        return checksum
+
+    def summary(self) -> str:
+        """One line for the log: rows kept, cut and dropped, and the share of tokens that carry loss."""
+        share = 100 * self.response_tokens / max(self.total_tokens, 1)
+        alone = f"; {self.prompts_alone:,} rows are prompts alone" if self.prompts_alone else ""
+        return (
+            f"{len(self):,} of {self.read:,} rows kept: {self.cut:,} cut at {self.max_length} tokens, {self.dropped:,} "
+            f"dropped (prompt too long); {self.response_tokens:,} of {self.total_tokens:,} tokens ({share:.1f} %) "
+            f"carry loss{alone}"
+        )
+
+
+def _prompt_length(response: np.ndarray) -> int:
+    begins = np.flatnonzero(response & ~np.concatenate([[False], response[:-1]]))
+    return int(begins[-1]) if len(begins) else len(response)
