@@ -1,6 +1,28 @@
-"""Text from a model: sampling rules, and prefill and decode with a key/value cache."""
+"""Text from a model: sampling rules, prefill and decode with a key/value cache; and text from a server."""
 
-from selecttkd_jax.generation.generate import generate
-from selecttkd_jax.generation.sampling import Sampling, sample
+from selecttkd_jax.generation._client import Answer, Server, ask_server
+from selecttkd_jax.generation._decode import decode
+from selecttkd_jax.generation._fit import fit_slots
+from selecttkd_jax.generation._generate import BUCKET, cache_length, generate
+from selecttkd_jax.generation._interleave import KeepRule, KeepShare, KeepTopK, interleave
+from selecttkd_jax.generation._layout import default_dtype, lay_out
+from selecttkd_jax.generation._sampling import Sampling, sample
 
-__all__ = ["Sampling", "generate", "sample"]
+__all__ = [
+    "BUCKET",
+    "Answer",
+    "KeepRule",
+    "KeepShare",
+    "KeepTopK",
+    "Sampling",
+    "Server",
+    "ask_server",
+    "cache_length",
+    "decode",
+    "default_dtype",
+    "fit_slots",
+    "generate",
+    "interleave",
+    "lay_out",
+    "sample",
+]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import models
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.generation import Sampling, generate
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.generation import Sampling, generate, lay_out
+from selecttkd_jax.sharding import MeshConfig, make_mesh
 
 CONFIG = models.DecoderConfig(
     vocab_size=53,
@@ -30,10 +31,8 @@ SAMPLED = Sampling(temperature=1.5, top_p=0.95, max_new_tokens=NEW_TOKENS)
 KEY = jax.random.key(7)
 
 
-def answer(prompts=PROMPTS, *, sampling=GREEDY, stop_ids=(), batch_size=3, key=KEY, **options):
-    return generate(
-        CONFIG, PARAMS, prompts, sampling=sampling, stop_ids=stop_ids, key=key, batch_size=batch_size, **options
-    )
+def answer(prompts=PROMPTS, *, sampling=GREEDY, stop_ids=(), slots=3, key=KEY, **options):
+    return generate(CONFIG, PARAMS, prompts, sampling=sampling, stop_ids=stop_ids, key=key, slots=slots, **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +58,10 @@ def cache_free():
     return responses
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_greedy_equals_decoding_without_a_cache(cache_free, batch_size):
+@pytest.mark.parametrize("slots", [1, 3, 100])
+def test_greedy_equals_decoding_without_a_cache(cache_free, slots):
     assert len({tuple(response) for response in cache_free}) == len(PROMPTS), "a model that always says the same"
-    assert answer(batch_size=batch_size) == cache_free
+    assert answer(slots=slots) == cache_free
 
 
 def test_responses_end_with_the_first_of_several_stop_ids(cache_free):
@@ -85,13 +84,13 @@ def test_a_batch_that_stops_at_once_gives_one_token_each(cache_free):
 @pytest.mark.parametrize("max_new_tokens", [1, 5])
 def test_max_new_tokens_cuts_every_response(cache_free, max_new_tokens):
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
-    assert answer(sampling=sampling, batch_size=8) == [response[:max_new_tokens] for response in cache_free]
+    assert answer(sampling=sampling, slots=8) == [response[:max_new_tokens] for response in cache_free]
 
 
 def test_the_key_alone_decides_what_is_sampled():
     prompts = PROMPTS[:5]
     responses = answer(prompts, sampling=SAMPLED)
-    assert answer(prompts, sampling=SAMPLED, batch_size=5) == responses
+    assert answer(prompts, sampling=SAMPLED, slots=5) == responses
     assert answer(prompts, sampling=SAMPLED, key=jax.random.key(8)) != responses
 
 
@@ -106,7 +105,7 @@ def test_sampled_first_tokens_follow_the_models_distribution():
     draws = 2000
     [logits] = models.logits(models.Pretrained(CONFIG, PARAMS, {}), jnp.array([PROMPTS[0]]))[:, -1]
     sampling = Sampling(temperature=2.0, max_new_tokens=1)
-    tokens = [token for [token] in answer([PROMPTS[0]] * draws, sampling=sampling, batch_size=draws)]
+    tokens = [token for [token] in answer([PROMPTS[0]] * draws, sampling=sampling, slots=draws)]
     frequencies = np.bincount(tokens, minlength=53) / draws
     np.testing.assert_allclose(frequencies, jax.nn.softmax(logits / 2.0), atol=4 * np.sqrt(0.25 / draws))
 
@@ -117,10 +116,63 @@ def test_bfloat16_compute_answers_within_the_vocabulary():
         assert all(0 <= token < 53 for token in response)
 
 
-def test_progress_counts_every_prompt_once():
-    counts = []
-    answer(progress=counts.append)
-    assert counts == [3, 3, 2]
+@pytest.mark.parametrize("slots", [1, 3, 100])
+def test_each_answer_is_handed_over_once_as_it_ends(slots):
+    handed = []
+    responses = answer(slots=slots, on_answer=lambda index, tokens: handed.append((index, tokens)))
+    assert sorted(handed) == list(enumerate(responses))
+
+
+def test_a_long_answer_holds_up_no_other(cache_free):
+    # All stop at their first token, but for the prompt that is read first, which meets no stop id.
+    longest = LENGTHS.index(max(LENGTHS))
+    stops = {response[0] for response in cache_free} - set(cache_free[longest])
+    short = [PROMPTS[index] for index, response in enumerate(cache_free) if response[0] in stops]
+    handed = []
+    prompts = [PROMPTS[longest], *short * 6]
+    answer(prompts, slots=2, stop_ids=sorted(stops), on_answer=lambda index, tokens: handed.append(index))
+    assert len(prompts) > NEW_TOKENS and handed[-1] == 0
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_prompts_left_out_change_no_other_answer(sampling):
+    whole = answer(sampling=sampling)
+    rest = answer(sampling=sampling, answered=[0, 3, 7])
+    assert rest == [[] if index in (0, 3, 7) else response for index, response in enumerate(whole)]
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2)], ids=["data", "fsdp+tensor"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_mesh_changes_no_answer(sampling, mesh):
+    alone = answer(sampling=sampling)
+    mesh = make_mesh(mesh)
+    with jax.set_mesh(mesh):
+        params = lay_out(mesh, CONFIG, PARAMS)
+        assert generate(CONFIG, params, PROMPTS, sampling=sampling, stop_ids=(), key=KEY, slots=4) == alone
+
+
+def test_groups_of_prompts_change_no_answer():
+    prompts = [prompt[: 1 + n % len(prompt)] for n in range(10) for prompt in PROMPTS]
+    assert answer(prompts, slots=64) == answer(prompts, slots=5)  # read by fours, and one by one
+
+
+def test_nothing_is_compiled_after_each_bucket_was_seen_once():
+    compiled = []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    answer(sampling=SAMPLED, stop_ids=[3, 5])
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        others = [[(token * 7 + 1) % 53 for token in prompt[:-1] or prompt] for prompt in PROMPTS[::-1]]
+        answer(others + others[:3] + [PROMPTS[7]], sampling=SAMPLED, stop_ids=[1, 2, 8], key=jax.random.key(1))
+        assert compiled == []
+        answer(sampling=Sampling(temperature=1.5, max_new_tokens=NEW_TOKENS + 1))
+        assert compiled, "what is counted is not what is compiled"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_no_prompts_no_responses():
@@ -134,7 +186,7 @@ def test_no_prompts_no_responses():
         ({"prompts": [[1], [2, 53]]}, r"prompt 1 has a token id outside \[0, 53\)"),
         ({"prompts": [[-1]]}, "prompt 0 has a token id outside"),
         ({"stop_ids": [53]}, r"stop id 53 is outside \[0, 53\)"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"slots": 0}, "slots must be at least 1, got 0"),
     ],
 )
 def test_bad_requests_are_refused_by_name(options, message):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.generation.sampling import Sampling, keep_top_k, keep_top_p, sample
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.generation._sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, sample
 
 PROBABILITIES = [0.05, 0.4, 0.25, 0.1, 0.2]
 
@@ -62,6 +62,24 @@ def test_top_k_keeps_the_k_most_likely(top_k, expected):
     assert kept(keep_top_k(jnp.log(jnp.array([PROBABILITIES])), top_k)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("min_p", "expected"),
+    [(0.01, {0, 1, 2, 3, 4}), (0.2, {1, 2, 3, 4}), (0.3, {1, 2, 4}), (0.51, {1, 2}), (0.7, {1}), (1.0, {1})],
+)
+def test_min_p_keeps_what_is_at_least_that_share_as_likely_as_the_most_likely(min_p, expected):
+    assert kept(keep_min_p(jnp.log(jnp.array([PROBABILITIES])), min_p)) == [expected]
+
+
+def test_min_p_equals_the_rule_on_random_rows_whatever_was_cut_before():
+    logits = 3 * jax.random.normal(jax.random.key(0), (64, 101))
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    expected = [set(np.flatnonzero(row >= 0.07 * row.max()).tolist()) for row in probabilities]
+    assert kept(keep_min_p(logits, 0.07)) == expected
+    assert kept(keep_min_p(keep_top_k(logits, 3), 0.07)) == [
+        chosen & set(np.argsort(row)[-3:].tolist()) for chosen, row in zip(expected, probabilities, strict=True)
+    ]
+
+
 def frequencies(sampling, draws=20_000):
     logits = jnp.tile(jnp.log(jnp.array([PROBABILITIES])), (draws, 1))
     tokens = jax.jit(sample, static_argnums=2)(logits, jax.random.split(jax.random.key(1), draws), sampling)
@@ -77,6 +95,8 @@ def frequencies(sampling, draws=20_000):
         (Sampling(top_k=3), np.array([0, 0.4, 0.25, 0, 0.2]) / 0.85),
         # Renormalised after top-k: 0.4 / 0.85 is below 0.6, (0.4 + 0.25) / 0.85 is above.
         (Sampling(top_k=3, top_p=0.6), np.array([0, 0.4, 0.25, 0, 0]) / 0.65),
+        (Sampling(min_p=0.45), np.array([0, 0.4, 0.25, 0, 0.2]) / 0.85),
+        (Sampling(top_p=0.6, min_p=0.7), [0, 1, 0, 0, 0]),
         (Sampling(temperature=0), [0, 1, 0, 0, 0]),
     ],
 )
@@ -108,6 +128,8 @@ def test_low_precision_logits_are_read_in_float32():
         ({"top_p": 1.01}, r"top_p must be in \(0, 1\], got 1.01"),
         ({"top_p": float("nan")}, "top_p"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"min_p": -0.1}, r"min_p must be in \[0, 1\], got -0.1"),
+        ({"min_p": float("nan")}, "min_p"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ],
 )
