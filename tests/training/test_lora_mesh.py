@@ -1,4 +1,4 @@
-"""Adapters of a divided student under a divided int8 teacher, on eight devices against one."""
+"""Adapters of a sharded student under a sharded int8 teacher, on eight devices against one."""
 
 from functools import partial
 
@@ -9,11 +9,11 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selecttkd_jax import losses, models, selection
+from selecttkd_jax import losses, models, selection, training
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import Objective
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh, place_batch
-from selecttkd_jax.training import init_state, make_train_step, state_shardings
+from selecttkd_jax.training import Frozen, OneStream, init_state, make_train_step, state_shardings
 
 CONFIG = models.DecoderConfig(
     vocab_size=48,
@@ -27,7 +27,7 @@ CONFIG = models.DecoderConfig(
     init_scale=0.4,
 )
 LORA = models.LoraConfig(rank=3, alpha=6.0, dora=True)
-PAIR = models.Pair(CONFIG, CONFIG, vocab_size=45, lora=LORA)
+PAIR = training.Pair(CONFIG, CONFIG, vocab_size=45, lora=LORA)
 OBJECTIVE = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=2), floor=0.1)
 
 
@@ -51,15 +51,17 @@ def three_steps(mesh_config, devices, teacher, base, lora, batch):
         teacher, base = jax.device_put((teacher, base), (shardings, shardings))
         teacher = models.quantize_int8(teacher)
         state = init_state(jax.device_put(lora, NamedSharding(mesh, PartitionSpec())), optimizer, seed=0)
-        step = make_train_step(PAIR, OBJECTIVE, optimizer, shardings=state_shardings(state.params, optimizer))
+        step = make_train_step(
+            OneStream(PAIR, OBJECTIVE), optimizer, shardings=state_shardings(state.params, optimizer)
+        )
         values = []
         for _ in range(3):
-            state, metrics = step(state, teacher, place_batch(mesh, batch, 8), base)
+            state, metrics = step(state, Frozen(teacher, base), place_batch(mesh, batch, 8))
             values.append(float(metrics["sums"].loss / metrics["sums"].count))
     return values, state.params, teacher["layers"]["mlp"]["up"]["kernel"]["int8"]
 
 
-def test_adapters_of_divided_weights_take_the_steps_of_one_device():
+def test_adapters_of_sharded_weights_take_the_steps_of_one_device():
     parts = example()
     expected, alone, _ = three_steps(MeshConfig(), jax.devices()[:1], *parts)
     found, spread, kernel = three_steps(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices(), *parts)

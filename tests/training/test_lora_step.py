@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from selecttkd_jax import losses, models, selection
+from selecttkd_jax import losses, models, selection, training
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import Objective
-from selecttkd_jax.training import init_state, make_train_step
+from selecttkd_jax.training import Frozen, OneStream, init_state, make_train_step
 
 STUDENT = models.DecoderConfig(
     vocab_size=29,
@@ -27,7 +27,7 @@ STUDENT = models.DecoderConfig(
     init_scale=0.4,
 )
 LORA = models.LoraConfig(rank=2, alpha=3.0)
-PAIR = models.Pair(student=STUDENT, teacher=STUDENT, vocab_size=23, lora=LORA)
+PAIR = training.Pair(student=STUDENT, teacher=STUDENT, vocab_size=23, lora=LORA)
 OBJECTIVE = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.greedy_top_k, k=2), floor=0.1)
 
 
@@ -47,8 +47,8 @@ def parts():
 def take(parts, **options):
     teacher, base, lora, batch = parts
     optimizer = optax.sgd(1.0)
-    step = make_train_step(PAIR, OBJECTIVE, optimizer, **options)
-    return step(init_state(lora, optimizer, seed=3), teacher, batch, base)
+    step = make_train_step(OneStream(PAIR, OBJECTIVE), optimizer, **options)
+    return step(init_state(lora, optimizer, seed=3), Frozen(teacher, base), batch)
 
 
 def test_only_adapters_move_and_they_follow_the_gradient_through_the_merged_weights(parts):

@@ -1,4 +1,4 @@
-"""Ten steps on eight devices, arranged and divided in every way, against the same ten on one device."""
+"""Ten steps on eight devices, arranged and sharded in every way, against the same ten on one device."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,11 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from selecttkd_jax import losses, models, selection
+from selecttkd_jax import losses, models, selection, training
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import Objective
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh, place_batch
-from selecttkd_jax.training import OptimizerConfig, init_state, make_optimizer, make_train_step, state_shardings
+from selecttkd_jax.training import (
+    Frozen,
+    OneStream,
+    OptimizerConfig,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    state_shardings,
+)
 
 TEACHER = models.DecoderConfig(
     vocab_size=48,
@@ -70,11 +78,13 @@ def run(weights, batches, mesh_config, devices, **options):
         teacher_shardings = models.shardings(TEACHER, mesh, PRESETS[mesh_config.teacher])
         student, teacher = jax.device_put(weights, (student_shardings, teacher_shardings))
         state = init_state(student, OPTIMIZER, seed=3)
-        pair = models.Pair(STUDENT, TEACHER, vocab_size=45)
-        step = make_train_step(pair, OBJECTIVE, OPTIMIZER, shardings=state_shardings(student, OPTIMIZER), **options)
+        pair = training.Pair(STUDENT, TEACHER, vocab_size=45)
+        step = make_train_step(
+            OneStream(pair, OBJECTIVE), OPTIMIZER, shardings=state_shardings(student, OPTIMIZER), **options
+        )
         numbers = []
         for batch in batches:
-            state, metrics = step(state, teacher, place_batch(mesh, batch, ROWS))
+            state, metrics = step(state, Frozen(teacher), place_batch(mesh, batch, ROWS))
             numbers.append([float(metrics["sums"].loss / metrics["sums"].count), float(metrics["grad_norm"])])
     return np.array(numbers), state, student_shardings
 
@@ -104,10 +114,10 @@ def test_ten_steps_are_those_of_one_device(weights, batches, alone, name):
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max() > 0.01, state.params, weights[0])
     assert all(jax.tree.leaves(moved))
     for moments in (state.params, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
-        jax.tree.map(lambda leaf, sharding: _assert_lies(leaf, sharding), moments, shardings)
+        jax.tree.map(lambda leaf, sharding: _assert_placed(leaf, sharding), moments, shardings)
 
 
-def _assert_lies(leaf, sharding):
+def _assert_placed(leaf, sharding):
     assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), (leaf.sharding, sharding)
     shape = tuple(
         size // (1 if axis is None else sharding.mesh.shape[axis])

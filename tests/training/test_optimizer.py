@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.training import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")

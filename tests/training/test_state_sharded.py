@@ -1,4 +1,4 @@
-"""A state on a mesh: master weights and moments lie where the parameters lie, before anything is computed."""
+"""A state on a mesh: master weights and moments are sharded as the parameters are, before anything is computed."""
 
 import jax
 import jax.numpy as jnp

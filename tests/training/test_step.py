@@ -8,11 +8,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selecttkd_jax import losses, models, selection
-from selecttkd_jax.checks import InputError
+from selecttkd_jax import losses, models, selection, training
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import Objective
-from selecttkd_jax.training import init_state, make_train_step
+from selecttkd_jax.training import Frozen, OneStream, init_state, make_train_step
 
 TEACHER = models.DecoderConfig(
     vocab_size=31,
@@ -36,7 +36,7 @@ STUDENT = models.DecoderConfig(
     tied_head=True,
     init_scale=0.4,
 )
-PAIR = models.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23)
+PAIR = training.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23)
 OBJECTIVE = Objective(partial(losses.skew_kl, alpha=0.1), partial(selection.spec_k, k=2), floor=0.1)
 
 
@@ -66,8 +66,8 @@ def batch():
 def take(batch, student, teacher, **options):
     # Plain gradient descent: what the optimizer does to a gradient must not hide a difference in it.
     optimizer = optax.sgd(1.0)
-    step = make_train_step(PAIR, OBJECTIVE, optimizer, **options)
-    return step(init_state(student, optimizer, seed=3), teacher, batch)
+    step = make_train_step(OneStream(PAIR, OBJECTIVE), optimizer, **options)
+    return step(init_state(student, optimizer, seed=3), Frozen(teacher), batch)
 
 
 def test_micro_batches_take_the_same_step_as_the_whole_batch(batch, student, teacher):
@@ -112,11 +112,11 @@ def test_the_step_follows_the_gradient_of_the_mean_over_sequences(batch, student
 def test_the_expected_gate_draws_nothing(batch, student, teacher):
     """Two seeds, one step: the weight is the acceptance itself."""
     optimizer = optax.sgd(1.0)
-    step = make_train_step(PAIR, OBJECTIVE, optimizer, micro_batches=2, expected=True)
-    first, metrics = step(init_state(student, optimizer, seed=3), teacher, batch)
-    second, _ = step(init_state(student, optimizer, seed=4), teacher, batch)
+    step = make_train_step(OneStream(PAIR, OBJECTIVE, expected=True), optimizer, micro_batches=2)
+    first, metrics = step(init_state(student, optimizer, seed=3), Frozen(teacher), batch)
+    second, _ = step(init_state(student, optimizer, seed=4), Frozen(teacher), batch)
     chex.assert_trees_all_equal(first.params, second.params)
-    zq, zp = PAIR.logits(student, teacher, batch.input_ids, batch.positions, batch.segment_ids)
+    zq, zp = PAIR.logits(student, teacher, batch)
     acceptance = np.asarray(selection.spec_k(zq, zp, k=2))[batch.loss_mask]
     assert float(metrics["sums"].weight) == pytest.approx(float((0.1 + 0.9 * acceptance).sum()), rel=1e-5)
 
@@ -140,11 +140,11 @@ def test_an_all_masked_batch_changes_nothing(batch, student, teacher):
 
 
 def test_bfloat16_compute_keeps_float32_masters(batch, student, teacher):
-    pair = models.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23, dtype="bfloat16", remat=True)
+    pair = training.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23, dtype="bfloat16", remat=True)
     optimizer = optax.sgd(1e-3)
-    step = make_train_step(pair, OBJECTIVE, optimizer)
+    step = make_train_step(OneStream(pair, OBJECTIVE), optimizer)
     state, metrics = step(
-        init_state(student, optimizer, 3), jax.tree.map(lambda p: p.astype(jnp.bfloat16), teacher), batch
+        init_state(student, optimizer, 3), Frozen(jax.tree.map(lambda p: p.astype(jnp.bfloat16), teacher)), batch
     )
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     full, full_metrics = take(batch, student, teacher)

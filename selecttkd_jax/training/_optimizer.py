@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selecttkd_jax.array_types import Params
-from selecttkd_jax.checks import InputError, check_at_least, check_in_range, check_one_of
+from selecttkd_jax._array_types import Params
+from selecttkd_jax._checks import check_in_range
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     Args:
         config: Rates and decays.
-        total_steps: Optimizer steps of the whole run, over which the schedule is laid.
+        total_steps: Optimizer steps of the whole run, over which the schedule extends.
 
     Returns:
         A gradient transformation for float32 master parameters.

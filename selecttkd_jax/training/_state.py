@@ -1,5 +1,6 @@
 """What training changes from step to step: everything a checkpoint needs, and nothing of the teacher."""
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selecttkd_jax.array_types import Key, Params
+from selecttkd_jax._array_types import Key, Params, Scalar
+
+_FIRST_STREAMS = {"verification": 0, "adapters": 1}
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +33,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, seed: in
     """The state before the first step, with float32 copies of `params` as master weights.
 
     Copies, because the step donates its state: the caller's arrays stay valid. On a mesh, master weights and moments
-    lie where the parameters lie.
+    have the shardings of the parameters.
     """
 
     def fresh(params: Params) -> TrainState:
@@ -41,9 +44,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, seed: in
 
 
 def state_shardings(params: Params, optimizer: optax.GradientTransformation) -> TrainState | None:
-    """Where each part of a state lies, given where its parameters lie; None if they lie on no mesh.
+    """The shardings of each part of a state, given those of its parameters; None if they are on no mesh.
 
-    What the optimizer keeps of each parameter lies like it; all else is on every device.
+    What the optimizer keeps of each parameter is sharded like it; all else is replicated.
 
     Args:
         params: Arrays, or shapes with a sharding.
@@ -74,7 +77,14 @@ def abstract_state(state: TrainState) -> TrainState:
     return replace(state, **jax.tree.map(abstract, {"params": state.params, "opt_state": state.opt_state}))
 
 
-def stream_key(key: Key, stream: str, step: jax.Array) -> Key:
-    """The key of one named use of randomness at one step."""
-    number = {"verification": 0, "adapters": 1}[stream]
+def stream_key(key: Key, stream: str, step: Scalar | int) -> Key:
+    """The key of one named use of randomness at one step.
+
+    Args:
+        key: The run's.
+        stream: Any name. Streams of different names are independent: each goes by the CRC-32 of its name, but for the
+            two that are older than the rule.
+        step: Finished steps, a scalar.
+    """
+    number = _FIRST_STREAMS.get(stream, zlib.crc32(stream.encode()))
     return jax.random.fold_in(jax.random.fold_in(key, number), step)

@@ -1,0 +1,98 @@
+"""One optimizer step: a pure, jitted function of (state, frozen parameters, batch)."""
+
+from collections.abc import Callable
+from typing import Any, TypedDict, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selecttkd_jax._array_types import Array, Params, Scalar
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.sharding import shard_rows
+from selecttkd_jax.training._pair import Frozen
+from selecttkd_jax.training._protocols import Batch, Loss, Sums
+from selecttkd_jax.training._state import TrainState, stream_key
+
+
+class StepMetrics(TypedDict):
+    """What a step says of itself: the loss's sums over the whole batch, and the gradient's norm before clipping."""
+
+    sums: Sums
+    grad_norm: Array
+
+
+TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    shardings: TrainState | None = None,
+) -> TrainStep:
+    """Builds the training step of any loss.
+
+    The gradient is that of `sum(loss) / sum(count)` over the whole batch: micro-batches are summed first and divided
+    once, so one batch of 8 and 8 micro-batches of 1 take the same step.
+
+    Args:
+        loss: What is minimised.
+        optimizer: A gradient transformation over the float32 master weights or adapters.
+        micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
+        shardings: Those of the state (`state_shardings`), for the new state and the gradients, too.
+
+    Returns:
+        `step(state, frozen, batch) -> (state, metrics)`, jitted. It donates `state` and nothing else. `metrics` holds
+        `sums` (the loss's Sums over the whole batch) and `grad_norm` (before clipping).
+
+    Raises:
+        InputError: At trace time, when `micro_batches` does not divide the batch.
+    """
+
+    # Inside out: `step` draws for the whole batch and divides once; `batch_grads` cuts it and scans; `micro_grads`
+    # takes the gradient of one part.
+    def micro_grads(params: Params, frozen: Frozen, step: Scalar, batch: Batch, draws: Any) -> tuple[Params, Sums]:
+        def numerator(params: Params) -> tuple[Array, Sums]:
+            sums = loss(params, frozen, batch, draws, step)
+            return sums.loss, sums
+
+        grads, sums = jax.grad(numerator, has_aux=True)(params)
+        # Summed over devices straight into the parameters' own shardings, before anything is added up.
+        return (grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings.params)), sums
+
+    def batch_grads(params: Params, frozen: Frozen, step: Scalar, batch: Batch, draws: Any) -> tuple[Params, Sums]:
+        if micro_batches == 1:
+            return micro_grads(params, frozen, step, batch, draws)
+
+        def add(carry: tuple[Params, Sums], part: tuple[Batch, Any]) -> tuple[tuple[Params, Sums], None]:
+            return jax.tree.map(jnp.add, carry, micro_grads(params, frozen, step, *part)), None
+
+        def cut(leaf: Array) -> Array:
+            # Every micro-batch takes rows of every device's: part i has rows i, i + micro_batches, ...
+            rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
+            return shard_rows(jnp.swapaxes(rows, 0, 1), axis=1)
+
+        parts = jax.tree.map(cut, (batch, draws))
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(micro_grads, params, frozen, step, *first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return total
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % micro_batches:
+            raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
+        draws = loss.draw(stream_key(state.key, "verification", state.step), batch)
+        draws = jax.tree.map(shard_rows, draws)
+        grads, sums = batch_grads(state.params, frozen, state.step, batch, draws)
+        scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
