@@ -1,5 +1,6 @@
-"""How far a student is from its teacher on rows neither was trained on."""
+"""How far a student is from its teacher: on rows neither was trained on, and on what a model writes in training."""
 
-from selecttkd_jax.evaluation.held_out import HeldOut, held_out_verifiers
+from selecttkd_jax.evaluation._held_out import HeldOut, held_out_verifiers
+from selecttkd_jax.evaluation._rollouts import Rollouts, SampleLog
 
-__all__ = ["HeldOut", "held_out_verifiers"]
+__all__ = ["HeldOut", "Rollouts", "SampleLog", "held_out_verifiers"]

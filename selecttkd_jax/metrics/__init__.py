@@ -1,6 +1,5 @@
-"""Sums and counts to means, throughput, and the writers of a run's numbers."""
+"""The writers of a run's numbers."""
 
-from selecttkd_jax.metrics.means import training_means
-from selecttkd_jax.metrics.writers import MetricsWriter, read_metrics
+from selecttkd_jax.metrics._writers import MetricsWriter, Row, read_metrics
 
-__all__ = ["MetricsWriter", "read_metrics", "training_means"]
+__all__ = ["MetricsWriter", "Row", "read_metrics"]

@@ -1,13 +1,16 @@
 """Where a run's numbers go: `metrics.jsonl` always, `metrics.csv` for spreadsheets, TensorBoard and W&B when there.
 
-One line a step. A step that was also evaluated carries the held-out numbers on the same line.
+One line a step. A step that was also evaluated carries the held-out numbers on the same line. What a model writes in
+training is in `samples.jsonl`.
 """
 
 import csv
 import importlib.util
 import json
 import logging
+import textwrap
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,7 @@ Row = dict[str, float]
 
 def read_metrics(path: Path) -> list[Row]:
     """Reads `metrics.jsonl`; a last line torn by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logger.warning("%s: left out a line that is not JSON (cut off by a kill?)", path)
-    return rows
+    return _read_lines(path)
 
 
 class MetricsWriter:
@@ -42,6 +39,7 @@ class MetricsWriter:
     def __init__(self, directory: Path, resume_step: int = 0, wandb_project: str | None = None, *, writes: bool = True):
         self._jsonl = directory / "metrics.jsonl"
         self._csv = directory / "metrics.csv"
+        self._samples = directory / "samples.jsonl"
         self._writes = writes
         self.rows: list[Row] = []
         # Read by every process: a finished run that is started again has no others.
@@ -49,11 +47,10 @@ class MetricsWriter:
             self.rows = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step]
         if not writes:
             return
-        # Rewritten through a neighbour, so that a kill at this moment loses nothing.
-        rewritten = self._jsonl.with_suffix(".jsonl.tmp")
-        rewritten.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
-        rewritten.replace(self._jsonl)
+        _rewrite(self._jsonl, self.rows)
         self._file = self._jsonl.open("a", encoding="utf-8")
+        if self._samples.exists():
+            _rewrite(self._samples, [one for one in _read_lines(self._samples) if one["step"] <= resume_step])
         self._tensorboard = _tensorboard_writer(directory, resume_step)
         self._wandb = _wandb_run(directory, wandb_project)
 
@@ -71,6 +68,24 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+
+    def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Appends what a model wrote for a step; every sample has `step`, `by`, `prompt` and a `marked` response."""
+        if not self._writes:
+            return
+        with self._samples.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+        shown = ("by", "prompt", "marked")
+        if self._tensorboard is not None:
+            # As Markdown, where four spaces in front keep a text as it is.
+            for number, sample in enumerate(samples):
+                text = "\n\n".join(textwrap.indent(sample[name], "    ", lambda line: True) for name in shown[1:])
+                self._tensorboard.add_text(f"samples/{sample['by']}_{number}", text, step)
+        if self._wandb is not None:
+            import wandb  # pyright: ignore[reportMissingImports] (an extra)
+
+            table = wandb.Table(columns=list(shown), data=[[sample[name] for name in shown] for sample in samples])
+            self._wandb.log({f"samples/{samples[0]['by']}": table}, step=step)
 
     def write_csv(self) -> None:
         """Writes all rows so far as a table with one column a metric; absent values stay blank."""
@@ -94,6 +109,25 @@ class MetricsWriter:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    # A kill may tear a letter, too; and a text may hold what str.splitlines takes for an end of line.
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                logger.warning("%s: left out a line that is not JSON (cut off by a kill?)", path)
+    return rows
+
+
+def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Through a neighbour, so that a kill at this moment loses nothing."""
+    rewritten = path.with_suffix(".jsonl.tmp")
+    rewritten.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    rewritten.replace(path)
 
 
 def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
