@@ -173,7 +173,10 @@ def test_distillm_2_objective():
     )
 
     def loss(q1, q2):
-        sums = objective(distill.Stream(q1, teacher, mask), distill.Stream(q2, other_teacher, other_labels != -100))
+        sums = objective(
+            distill.Stream(q1, teacher, distill.Tokens(mask)),
+            distill.Stream(q2, other_teacher, distill.Tokens(other_labels != -100)),
+        )
         return sums.loss / sums.count
 
     value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(student, other_student)

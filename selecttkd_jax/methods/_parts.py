@@ -1,0 +1,132 @@
+"""What methods are built from."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from selecttkd_jax.distill import Balance, Objective, ObjectiveConfig, TwoStreamObjective
+from selecttkd_jax.generation import KeepRule, Sampling
+from selecttkd_jax.sources import AdaptiveAlpha, EpochPairs, MakeWriter, OnPolicy, Pairs, Role, RolloutFiles, unwritten
+from selecttkd_jax.training import Frozen, OneStream, Pair, Source, TwoStreams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run has ready for its method.
+
+    Attributes:
+        pair: The models that see a batch.
+        objective: What methods share.
+        stored: The run's training rows.
+        mesh: Over which the rows of a batch are spread.
+        memory_budget: Bytes for the logits that exist at once; None leaves the choice to the fused head.
+        steps: Steps of the whole run, over which schedules extend.
+        write: Lets the student, the teacher or both write (`sources.Writers`).
+        frozen: The parameters that are not trained; none where a step is only compiled.
+        stored_student: The student's stored responses to the same prompts, where the method reads them.
+        rollouts: Where text that outlives its step is kept; None where a step is only compiled.
+    """
+
+    pair: Pair
+    objective: ObjectiveConfig
+    stored: Source
+    mesh: Mesh
+    memory_budget: int | None = None
+    steps: int = 1
+    write: MakeWriter = unwritten
+    frozen: Frozen = Frozen()
+    rollouts: RolloutFiles | None = None
+    stored_student: Source | None = None
+
+    def on_policy(
+        self,
+        who: Role | KeepRule,
+        sampling: Sampling,
+        rollout_steps: int,
+        share: Callable[[int], float] = lambda step: 1.0,
+        *,
+        by_row: bool = False,
+        keep_labels: bool = True,
+    ) -> OnPolicy:
+        """The stored rows, a share of them written anew by one of the two models, or by both (`sources.OnPolicy`)."""
+        return OnPolicy(
+            self.stored,
+            self.write(who, sampling),
+            share,
+            self.mesh,
+            by_row=by_row,
+            round_steps=rollout_steps,
+            keep_labels=keep_labels,
+        )
+
+    def pairs(self, sampling: Sampling, *, teacher_writes: bool, epoch_steps: int | None = None) -> Source:
+        """Both models' answers to the stored prompts: at each step, or for `epoch_steps` of them at once, on disk.
+
+        Args:
+            sampling: How both write.
+            teacher_writes: Whether the teacher answers; otherwise the stored responses are its answers.
+            epoch_steps: Steps of an epoch; None lets the student write at each step.
+        """
+        student = self.write("student", sampling)
+        teacher = self.write("teacher", sampling) if teacher_writes else None
+        if epoch_steps is None:
+            return Pairs(self.stored, student, teacher)
+        return EpochPairs(
+            self.stored,
+            student,
+            teacher,
+            self.mesh,
+            self.rollouts,
+            sampling=sampling,
+            epoch_steps=epoch_steps,
+            steps=self.steps,
+        )
+
+    def adapt_alpha(self, pairs: Source, *, window: int, by_row: bool) -> AdaptiveAlpha:
+        """Pairs of responses, each with a skew that follows from the models' gap on it (`sources.AdaptiveAlpha`)."""
+        return AdaptiveAlpha(
+            pairs,
+            self.pair,
+            self.frozen,
+            self.mesh,
+            base=0.1 if self.objective.alpha is None else self.objective.alpha,
+            window=window,
+            by_row=by_row,
+            memory_budget=self.memory_budget,
+        )
+
+    def one_stream(self, objective: Objective) -> OneStream:
+        """The loss of an objective on one stream of responses, with what [objective] says of how it is computed."""
+        return OneStream(
+            pair=self.pair,
+            objective=objective,
+            expected=self.objective.expected,
+            memory_budget=self.memory_budget,
+            skip_rejected=self.objective.skip_rejected,
+        )
+
+    def two_streams(self, objective: TwoStreamObjective, balance: Balance) -> TwoStreams:
+        """The same for an objective on the teacher's responses and another on the student's."""
+        return TwoStreams(
+            pair=self.pair,
+            objective=objective,
+            balance=balance,
+            expected=self.objective.expected,
+            memory_budget=self.memory_budget,
+            skip_rejected=self.objective.skip_rejected,
+        )
+
+
+def warn_of_old_text(divergence: str, age: int) -> None:
+    """Says so where a reverse divergence would learn from text that weights of more than one step ago wrote."""
+    if "reverse" in divergence and age > 1:
+        logger.warning(
+            "%s expects text of the student as it is, and this text is up to %d steps old: write more often, or take a "
+            "forward divergence",
+            divergence,
+            age,
+        )
