@@ -1,11 +1,14 @@
 import copy
+import datetime
 
 import pytest
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.config import config_from_dict, config_to_dict, differences, load_config, save_config
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import Objective, ObjectiveConfig
+from selecttkd_jax.generation import Sampling
 from selecttkd_jax.models import LoraConfig
+from selecttkd_jax.runs import config_from_dict, config_to_dict, load_config, save_config
+from selecttkd_jax.runs._identity import differences
 
 VALUES = {
     "output": "run",
@@ -29,6 +32,17 @@ def test_what_is_saved_reads_back_equal(tmp_path):
     assert differences(config_to_dict(config), config_to_dict(load_config(tmp_path / "config.toml"))) == []
 
 
+def test_options_of_a_template_are_a_table_of_anything(tmp_path):
+    kwargs = {"enable_thinking": False, "effort": "high", "limits": {"steps": [1, 2]}}
+    config = config_from_dict(changed("data", template_kwargs=kwargs, columns=["a", "b", "c"]), "here")
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config and config.data.template_kwargs == kwargs
+    over = load_config(tmp_path / "config.toml", {"data": {"template_kwargs": {"effort": "low"}}})
+    assert over.data.template_kwargs == {**kwargs, "effort": "low"}
+    changes = differences(config_to_dict(config), config_to_dict(over))
+    assert changes == ["data.template_kwargs.effort (high there, low here)"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -45,12 +59,21 @@ def test_what_is_saved_reads_back_equal(tmp_path):
         (changed("objective", verifier="greedy_topk"), "did you mean 'greedy_top_k'"),
         (changed("objective", verifier="accept_all", k=3), "objective.k is an option of greedy_top_k, spec_k"),
         (changed("data", batch_size=6) | {"training": {"micro_batches": 4}}, "micro_batches must divide"),
-        ({name: value for name, value in VALUES.items() if name != "models"}, "here: models is missing"),
+        ({name: value for name, value in VALUES.items() if name != "models"}, "here: models.student is missing"),
+        (VALUES | {"data": {"batch_size": 4}}, "here: data.train is missing"),
+        (changed("data", train=""), "here: data.train is empty"),
         (changed(None, seed=-1), r"seed must be in \[0"),
         (changed("optimizer", schedule="cosin"), "optimizer.schedule must be one of .*did you mean 'cosine'"),
         (changed("optimizer", learning_rate=float("inf")), "optimizer.learning_rate must be above 0 and finite"),
         (changed("optimizer", eps=-1.0), "optimizer.eps must be above 0"),
         (changed("data", columns="ab"), "data.columns: expected .*got 'ab'"),
+        (changed("data", columns=["a"]), "data.columns must name two or three columns, got a"),
+        (changed("data", date="yesterday"), "data.date must be a date such as 2024-07-26, got 'yesterday'"),
+        (changed("data", template_kwargs=3), "data.template_kwargs: expected a table, got 3"),
+        (
+            changed("data", template_kwargs={"day": datetime.date(2024, 7, 26)}),
+            "template_kwargs holds what JSON cannot",
+        ),
         (changed("lora", rnak=3), r"unknown option lora.rnak \(did you mean 'rank'\?\)"),
         (changed("lora", rank=0), "lora.rank must be at least 1"),
         (changed(None, lora=True), r"lora is a section; write it as \[lora\]"),
@@ -101,6 +124,15 @@ def test_a_run_may_be_moved():
         assert smaller != here and differences(config_to_dict(here), config_to_dict(smaller)) == []
     longer = config_from_dict(changed("training", steps=1234), "here")
     assert [line.split()[0] for line in differences(config_to_dict(here), config_to_dict(longer))] == ["training.steps"]
+
+
+def test_what_a_method_samples_with_stays_its_own_where_one_option_is_given():
+    for name, temperature, top_p in (("seqkd", 0.0, 1.0), ("gkd", 0.9, 1.0), ("distillm2", 0.8, 0.95)):
+        config = config_from_dict(changed("method", name=name, sampling={"max_new_tokens": 48}), "here")
+        assert config.method.sampling == Sampling(temperature=temperature, top_p=top_p, max_new_tokens=48)
+        warmer = config_from_dict(changed("method", name=name, sampling={"temperature": 0.5}), "here").method.sampling
+        assert (warmer.temperature, warmer.top_p) == (0.5, top_p)
+        assert config_from_dict(config_to_dict(config), "again") == config
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path):

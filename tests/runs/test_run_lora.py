@@ -7,13 +7,15 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from runner.test_run import rows_of
-from runner.tiny_run import with_output
+from runs.test_run import rows_of
+from runs.tiny_run import assert_rows_before, with_output
 
-from selecttkd_jax import models, runner
-from selecttkd_jax.checks import InputError
+from selecttkd_jax import data, models, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.evaluation import HeldOut
+from selecttkd_jax.runs import _load, _prepare
 from selecttkd_jax.sharding import make_mesh
+from selecttkd_jax.training import Frozen
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
@@ -31,7 +33,11 @@ def adapting(config):
 @pytest.fixture(scope="module")
 def whole(adapting, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
-        return runner.train(with_output(adapting, tmp_path_factory.mktemp("lora") / "run"))
+        return runs.train(with_output(adapting, tmp_path_factory.mktemp("lora") / "run"))
+
+
+def test_the_rows_are_those_from_before_there_were_methods(whole):
+    assert_rows_before(rows_of(whole.directory), "dora, bfloat16 base, int8 teacher")
 
 
 def test_the_merged_student_is_the_base_with_the_adapter_and_what_was_evaluated(whole, adapting):
@@ -47,7 +53,7 @@ def test_the_merged_student_is_the_base_with_the_adapter_and_what_was_evaluated(
         exported.params,
     )
     student = replace(adapting.models, student=str(whole.student), student_dtype="float32")
-    assert runner.evaluate(replace(adapting, models=student)) == pytest.approx(whole.after, rel=1e-4)
+    assert runs.evaluate(replace(adapting, models=student)) == pytest.approx(whole.after, rel=1e-4)
 
 
 def test_checkpoints_hold_adapters_alone(whole):
@@ -61,7 +67,7 @@ def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, a
     shutil.copytree(whole.directory, tmp_path / "run")
     for name in ("checkpoints/step_4", "student", "adapter"):
         shutil.rmtree(tmp_path / "run" / name)
-    resumed = runner.train(with_output(adapting, tmp_path / "run"))
+    resumed = runs.train(with_output(adapting, tmp_path / "run"))
     assert rows_of(resumed.directory) == rows_of(whole.directory)
     ours, theirs = (run.adapter / "adapter_model.safetensors" for run in (resumed, whole))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -70,21 +76,21 @@ def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, a
 def test_full_training_does_not_resume_adapters(whole, adapting):
     full = replace(adapting, lora=None, models=replace(adapting.models, student_dtype="float32"))
     with pytest.raises(InputError, match=r"different run: .*lora \(.* there, None here\)"):
-        runner.train(with_output(full, whole.directory))
+        runs.train(with_output(full, whole.directory))
 
 
 def test_the_log_says_what_an_int8_teacher_costs(adapting, caplog):
-    prepared = runner.prepare(adapting)
+    prepared = _prepare.prepare(adapting)
     mesh = make_mesh(adapting.mesh)
-    _, shardings = runner.model_shardings(mesh, adapting, prepared.pair)
+    _, shardings = runs.model_shardings(mesh, adapting, prepared.pair)
     with jax.set_mesh(mesh), caplog.at_level("INFO"):
-        quantised = runner.load_teacher(mesh, adapting, prepared.pair, prepared.held_out_rows, shardings)
+        quantised = _load.load_teacher(mesh, adapting, prepared.pair, prepared.held_out_rows, shardings)
     said = re.search(
         r"int8 teacher: KL\(float32 teacher \|\| int8 teacher\) = (\S+) nats.* of (\d+) held-out", caplog.text
     )
     exact = models.from_pretrained(adapting.models.teacher).params
     pair = replace(prepared.pair, student=prepared.pair.teacher)
-    batches = runner.data.eval_batches(prepared.held_out_rows, 4, adapting.data.max_length)
-    expected = HeldOut(pair, batches, {})(quantised, exact)
+    batches = data.eval_batches(prepared.held_out_rows, 4, adapting.data.max_length)
+    expected = HeldOut(pair, Frozen(teacher=exact), batches, {})(quantised)
     assert said is not None and float(said[1]) == pytest.approx(expected["kl"], rel=0.01) and expected["kl"] > 1e-7
     assert int(said[2]) == expected["tokens"]

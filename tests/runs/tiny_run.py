@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
+import pytest
 from data.small_tokenizers import build_tokenizer
 
 from selecttkd_jax import models
-from selecttkd_jax.config import RunConfig, config_from_dict
+from selecttkd_jax.runs import RunConfig, config_from_dict
 
 WORDS = "the cat sat on a mat and ate red fish while dogs ran past old trees under blue skies".split()
 
@@ -44,6 +46,8 @@ def build(directory) -> RunConfig:
     write_teacher(directory / "teacher", len(tokenizer) + 3)
     teacher = models.from_pretrained(directory / "teacher")
     models.save_pretrained(directory / "student", models.prune_layers(teacher, (0, 2)))
+    # As a base model has it, whose texts end otherwise than a turn of the rows.
+    (directory / "student" / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.7}')
     write_rows(directory / "rows.jsonl", 23)
     values = {
         "output": str(directory / "run"),
@@ -60,6 +64,17 @@ def build(directory) -> RunConfig:
         "training": {"steps": 8, "eval_every": 4, "save_every": 3, "micro_batches": 2},
     }
     return config_from_dict(values, "tiny")
+
+
+def assert_rows_before(rows, name) -> None:
+    """Compares with the rows of the same run by version 0.1.0, whose loop knew one objective and one kind of batch.
+
+    On the machine that wrote them they are equal to the last digit; others round differently.
+    """
+    before = json.loads((Path(__file__).parent / "rows_before.json").read_text())[name]
+    assert [set(row) for row in rows] == [set(row) for row in before]
+    for row, expected in zip(rows, before, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7), row["step"]
 
 
 def with_output(config: RunConfig, output) -> RunConfig:

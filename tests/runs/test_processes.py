@@ -1,6 +1,7 @@
 """Two real processes, four devices each, through the command line: the numbers of one process, and what becomes of one
 that is left alone. Who is who comes from the flags, or from the variables that launchers leave."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runner.tiny_run import with_output
-from safetensors.numpy import load_file
+from runs.tiny_run import with_output
+from safetensors.numpy import load_file, save_file
 
-from selecttkd_jax import models, runner
-from selecttkd_jax.config import save_config
+from selecttkd_jax import models, runs
+from selecttkd_jax.generation import Sampling
+from selecttkd_jax.methods import OnPolicyKd
 from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.runs import LoggingConfig, save_config
 from selecttkd_jax.sharding import MeshConfig
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
@@ -30,9 +33,9 @@ WORKER = """
 import os, signal, sys
 from pathlib import Path
 from jax._src import config
-from selecttkd_jax import runner
 from selecttkd_jax.cli import main
-from selecttkd_jax.models import weights
+from selecttkd_jax.runs import _evaluators, _train
+from selecttkd_jax.models.files._shards import Stored
 
 silent_at, report, *words = sys.argv[1:]
 read, placed, visible = 0, 0, "all"
@@ -44,11 +47,11 @@ def updating(name, value):
     update(name, value)
 
 config.update = updating
-tensor, place_batch = weights._tensor, runner.place_batch
+read_stored, place_batch = Stored.read, _train.place_batch
 
-def counting(path, name, part):
+def counting(self, part=None):
     global read
-    found = tensor(path, name, part)
+    found = read_stored(self, part)
     read += found.size
     return found
 
@@ -60,7 +63,7 @@ def placing(mesh, batch, rows):
         os.kill(os.getpid(), signal.SIGSTOP)
     return place_batch(mesh, batch, rows)
 
-weights._tensor, runner.place_batch = counting, placing
+Stored.read, _train.place_batch, _evaluators.place_batch = counting, placing, placing
 code = main(words)
 Path(report).write_text(str(read))
 sys.exit(code)
@@ -82,7 +85,7 @@ def sixteen(config):
 def alone(sixteen, tmp_path_factory):
     """One process, one device."""
     with jax.numpy_dtype_promotion("standard"):
-        return runner.train(with_output(sixteen, tmp_path_factory.mktemp("alone") / "run"))
+        return runs.train(with_output(sixteen, tmp_path_factory.mktemp("alone") / "run"))
 
 
 def free_port():
@@ -114,7 +117,7 @@ def slurm(index):
     return {f"SLURM_{name}": value for name, value in said.items()}
 
 
-def start_both(directory, config, words=((), ()), silent_at=(0, 0), launcher=by_flags):
+def start_both(directory, config, words=((), ()), silent_at=(0, 0), launcher=by_flags, directories=(None, None)):
     """Starts `selecttkd train` twice, as a user would on two hosts."""
     directory.mkdir(exist_ok=True)
     save_config(config, directory / "config.toml")
@@ -128,7 +131,9 @@ def start_both(directory, config, words=((), ()), silent_at=(0, 0), launcher=by_
         command = [*worker, "train", str(directory / "config.toml"), *hosts, *words[index]]
         own = environment | {name: str(value) for name, value in variables.items()}
         with (directory / f"log_{index}").open("w") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own))
+            started.append(
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own, cwd=directories[index])
+            )
     return started
 
 
@@ -163,7 +168,7 @@ def test_two_processes_continue_what_one_began(sixteen, alone, tmp_path):
     assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_3", "step_6", "step_8"]
     assert len(list((run / "tensorboard").iterdir())) == 2  # of the first process's two starts
 
-    # Each process has half of what is divided over fsdp; norms and biases are whole everywhere.
+    # Each process has half of what is sharded over fsdp; norms and biases are whole everywhere.
     total = sum(
         models.count_params(models.read_config(name)[0]) for name in (sixteen.models.teacher, sixteen.models.student)
     )
@@ -193,8 +198,39 @@ def test_a_host_that_falls_silent_stops_the_other_and_one_process_takes_over(six
     assert (tmp_path / "start" / "read_0_devices").read_text() == "all"
     assert "another task died" in (tmp_path / "start" / "log_0").read_text()
 
-    finished = runner.train(replace(config, mesh=MeshConfig(fsdp=2, tensor=2, data=2)))
+    finished = runs.train(replace(config, mesh=MeshConfig(fsdp=2, tensor=2, data=2)))
     assert_same_rows(read_metrics(finished.metrics), read_metrics(alone.metrics))
+
+
+@pytest.mark.one_stack
+def test_text_that_two_processes_write_is_that_of_one(sixteen, tmp_path):
+    """Each writes its rows; what is said of the text is said of all of it."""
+    student = tmp_path / "student"
+    shutil.copytree(sixteen.models.student, student)
+    (student / "generation_config.json").unlink()  # a base model's, which stops it elsewhere than the teacher
+    config = replace(
+        sixteen,
+        models=replace(sixteen.models, student=str(student)),
+        method=OnPolicyKd(sampling=Sampling(max_new_tokens=8)),
+        objective=replace(sixteen.objective, divergence=None),
+        training=replace(sixteen.training, steps=2),
+        logging=LoggingConfig(samples_every=1),
+    )
+    one = runs.train(with_output(config, tmp_path / "one"))
+    both = start_both(
+        tmp_path / "start", replace(with_output(config, tmp_path / "two"), mesh=MeshConfig(data=2, fsdp=4))
+    )
+    codes = [process.wait(TIMEOUT) for process in both]
+    assert codes == [0, 0], "\n".join((tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1))
+    clocks = {"learning_seconds", "rollouts/seconds", "rollouts/tokens_per_second"}
+    rows = [{name: value for name, value in row.items() if name not in clocks} for row in read_metrics(one.metrics)]
+    assert "rollouts/tar_from_0" in rows[1] and rows[1]["rollouts/rows"] == 16
+    assert_same_rows(read_metrics(tmp_path / "two" / "metrics.jsonl"), rows)
+    texts = [
+        [(found["step"], found["prompt"], found["response"]) for found in map(json.loads, lines)]
+        for lines in ((tmp_path / name / "samples.jsonl").read_text().split("\n")[:-1] for name in ("one", "two"))
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) == 6
 
 
 def _is_stopped(pid):
@@ -229,6 +265,32 @@ def test_hosts_that_were_asked_for_different_things_are_refused(sixteen, alone, 
     assert 2 in codes and 0 not in codes, "\n".join(logs)
     # Both say it, but the slower one may be stopped by the other's end.
     line = next(line for line in "".join(logs).splitlines() if "error: the hosts do not agree" in line)
-    told = ["seed in", "data in", "output in", "the training rows (", "the checkpoint (step "]
+    told = ["seed in", "data in", "output in", "the training rows", "the checkpoint (step "]
     assert all(what in line for what in told) and "objective" not in line
     assert alone.metrics.read_bytes() == metrics and not (tmp_path / "other").exists()
+
+
+def test_hosts_with_other_weights_under_one_path_are_refused(sixteen, tmp_path):
+    """Each host has a disk of its own; a teacher trained further, and other held-out rows, are on the second one's."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(sixteen.models.teacher, tmp_path / name / "teacher")
+        shutil.copy(sixteen.data.train, tmp_path / name / "held_out.jsonl")
+    path = tmp_path / "second/teacher/model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor * np.float32(1.01) for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    lines = (tmp_path / "second/held_out.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "second/held_out.jsonl").write_text("".join(lines[1:]))
+    config = replace(
+        with_output(sixteen, tmp_path / "run"),
+        models=replace(sixteen.models, teacher="teacher"),
+        data=replace(sixteen.data, held_out="held_out.jsonl"),
+        mesh=MeshConfig(fsdp=-1, host_timeout=5),
+    )
+    both = start_both(tmp_path / "start", config, directories=(tmp_path / "first", tmp_path / "second"))
+    codes = [process.wait(TIMEOUT) for process in both]
+    logs = [(tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1)]
+    assert 2 in codes and 0 not in codes, "\n".join(logs)
+    line = next(line for line in "".join(logs).splitlines() if "error: the hosts do not agree" in line)
+    assert "the teacher's weights (process 1)" in line and "the held-out rows (process 1)" in line
+    assert "student" not in line and "training rows" not in line and not (tmp_path / "run").exists()

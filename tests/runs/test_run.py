@@ -1,6 +1,7 @@
 """A run from start to export, resumed after a kill, and refused where it must not go."""
 
 import csv
+import dataclasses
 import gc
 import json
 import weakref
@@ -9,13 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runner.tiny_run import with_output
+from runs.tiny_run import assert_rows_before, with_output
 
-from selecttkd_jax import models, runner
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.config import load_config
+from selecttkd_jax import data, models, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.metrics import MetricsWriter, read_metrics
 from selecttkd_jax.progress import StepProgress
+from selecttkd_jax.runs import _evaluators, _prepare, _train, load_config
+from selecttkd_jax.sharding import place_batch
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
@@ -34,7 +36,7 @@ def rows_of(run_directory):
 def whole(config, tmp_path_factory):
     """An uninterrupted run."""
     with jax.numpy_dtype_promotion("standard"):
-        return runner.train(with_output(config, tmp_path_factory.mktemp("whole") / "run"))
+        return runs.train(with_output(config, tmp_path_factory.mktemp("whole") / "run"))
 
 
 def test_a_run_leaves_everything_a_user_looks_for(whole, config):
@@ -51,11 +53,23 @@ def test_a_run_leaves_everything_a_user_looks_for(whole, config):
     assert list((whole.directory / "tensorboard").iterdir())
 
 
+def test_the_rows_are_those_from_before_there_were_methods(whole):
+    assert_rows_before(rows_of(whole.directory), "spec_k in two micro-batches")
+
+
+def test_the_exported_student_stops_where_its_rows_end_and_not_where_its_base_did(whole, config):
+    generation = json.loads((whole.student / "generation_config.json").read_text())
+    stops = data.stop_ids(data.load_tokenizer(config.models.teacher), config.models.teacher)
+    assert stops == (2,)
+    assert generation == {"eos_token_id": 2, "temperature": 0.7}
+    assert json.loads((whole.student / "config.json").read_text())["eos_token_id"] == 2
+
+
 def test_the_exported_student_is_the_one_that_was_evaluated(whole, config):
     from dataclasses import replace
 
     exported = replace(config, models=replace(config.models, student=str(whole.student)))
-    assert runner.evaluate(exported) == pytest.approx(whole.after, rel=1e-6)
+    assert runs.evaluate(exported) == pytest.approx(whole.after, rel=1e-6)
     assert "lm_head.weight" not in (whole.student / "model.safetensors").read_bytes()[:10000].decode("latin1")
     assert (whole.student / "tokenizer.json").is_file()
     assert models.from_pretrained(whole.student).config.num_layers == 2
@@ -74,7 +88,7 @@ def interrupt_at(monkeypatch, step):
 
 def keep_references(patch, fresh):
     """Notes of every array of a new state whether it is still there when a checkpoint is read: two may not fit."""
-    init_state, restore = runner.init_state, runner.Checkpoints.restore
+    init_state, restore = _train.init_state, _train.Checkpoints.restore
 
     def init(*arguments, **options):
         state = init_state(*arguments, **options)
@@ -87,8 +101,8 @@ def keep_references(patch, fresh):
             entry[1] = entry[0]() is not None
         return restore(self, template)
 
-    patch.setattr(runner, "init_state", init)
-    patch.setattr(runner.Checkpoints, "restore", restoring)
+    patch.setattr(_train, "init_state", init)
+    patch.setattr(_train.Checkpoints, "restore", restoring)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_exactly(whole, config, tmp_path, monkeypatch):
@@ -97,7 +111,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(whole, config, tmp_p
     with monkeypatch.context() as patch:
         interrupt_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            runner.train(interrupted)
+            runs.train(interrupted)
     assert rows_of(tmp_path / "run")[-1]["step"] == 5
     # What a kill during the next save would leave behind.
     torn = tmp_path / "run" / "checkpoints" / "step_6.orbax-checkpoint-tmp"
@@ -106,7 +120,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(whole, config, tmp_p
     with monkeypatch.context() as patch:
         fresh = []
         keep_references(patch, fresh)
-        resumed = runner.train(interrupted)
+        resumed = runs.train(interrupted)
     assert fresh and not any(alive for _, alive in fresh)
     assert rows_of(resumed.directory) == rows_of(whole.directory)
     ours, theirs = models.from_pretrained(resumed.student), models.from_pretrained(whole.student)
@@ -115,14 +129,14 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(whole, config, tmp_p
 
 def test_a_finished_run_started_again_changes_nothing(whole, config):
     before = rows_of(whole.directory)
-    again = runner.train(with_output(config, whole.directory))
+    again = runs.train(with_output(config, whole.directory))
     assert rows_of(whole.directory) == before and again.after == whole.after
 
 
 def test_a_finished_run_started_again_ends_well_in_a_process_that_writes_nothing(whole, config, monkeypatch):
     """All processes but the first one of several."""
-    monkeypatch.setattr(runner, "MetricsWriter", lambda *about, writes: MetricsWriter(*about, writes=False))
-    again = runner.train(with_output(config, whole.directory))
+    monkeypatch.setattr(_train, "MetricsWriter", lambda *about, writes: MetricsWriter(*about, writes=False))
+    again = runs.train(with_output(config, whole.directory))
     assert again.before == whole.before and again.after == whole.after
 
 
@@ -131,7 +145,7 @@ def test_another_config_on_the_same_output_is_refused_and_names_the_option(whole
 
     other = replace(with_output(config, whole.directory), seed=1)
     with pytest.raises(InputError, match=r"belongs to a different run: seed \(0 there, 1 here\)"):
-        runner.train(other)
+        runs.train(other)
 
 
 def test_a_start_that_saved_nothing_may_be_corrected(config, tmp_path, monkeypatch):
@@ -141,9 +155,9 @@ def test_a_start_that_saved_nothing_may_be_corrected(config, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)
         with pytest.raises(KeyboardInterrupt):
-            runner.train(first)
+            runs.train(first)
     corrected = replace(first, training=replace(first.training, steps=3, eval_every=3))
-    finished = runner.train(corrected)
+    finished = runs.train(corrected)
     assert [row["step"] for row in rows_of(finished.directory)] == [0, 1, 2, 3]
     assert load_config(tmp_path / "run" / "config.toml") == corrected
 
@@ -161,7 +175,7 @@ def test_a_head_narrower_than_the_tokenizer_is_found_before_anything_is_written(
     models.save_pretrained(tmp_path / "narrow", narrow)
     changed = replace(config, models=replace(config.models, student=str(tmp_path / "narrow")))
     with pytest.raises(InputError, match="resize the narrower one"):
-        runner.train(with_output(changed, tmp_path / "run"))
+        runs.train(with_output(changed, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -170,7 +184,7 @@ def test_held_out_rows_that_are_trained_on_are_reported(config, caplog):
 
     same = replace(config.data, held_out=config.data.train)
     with caplog.at_level("WARNING"):
-        runner.read_split(same)
+        _prepare.read_split(same)
     assert "5 of 5 held-out rows are training rows too" in caplog.text
 
 
@@ -178,25 +192,25 @@ def test_evaluation_takes_no_more_rows_at_once_than_a_step(config, tmp_path, mon
     from dataclasses import replace
 
     taken = []
-    place = runner.place_batch
-    monkeypatch.setattr(
-        runner,
-        "place_batch",
-        lambda mesh, batch, rows: (taken.append(len(batch.input_ids)), place(mesh, batch, rows))[1],
-    )
+    for module in (_train, _evaluators):
+        monkeypatch.setattr(
+            module,
+            "place_batch",
+            lambda mesh, batch, rows: (taken.append(len(batch.input_ids)), place_batch(mesh, batch, rows))[1],
+        )
     rows, parts = config.data.batch_size, 2
     assert rows % parts == 0
     cut = replace(config, training=replace(config.training, micro_batches=parts, steps=1))
-    found = runner.train(with_output(cut, tmp_path / "run"))
+    found = runs.train(with_output(cut, tmp_path / "run"))
     assert set(taken) == {rows, rows // parts}  # of training, and of evaluation
-    whole = runner.train(with_output(replace(config, training=replace(config.training, steps=1)), tmp_path / "whole"))
+    whole = runs.train(with_output(replace(config, training=replace(config.training, steps=1)), tmp_path / "whole"))
     assert found.before == pytest.approx(whole.before, rel=1e-5)
 
 
 def test_a_directory_with_other_files_is_refused_untouched(config, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds files but no run"):
-        runner.train(with_output(config, tmp_path))
+        runs.train(with_output(config, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -205,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_
 
     wild = replace(config.optimizer, learning_rate=1e30, clip_norm=0.0, warmup_fraction=0.0)
     with pytest.raises(InputError, match="learning_rate"):
-        runner.train(replace(with_output(config, tmp_path / "run"), optimizer=wild))
+        runs.train(replace(with_output(config, tmp_path / "run"), optimizer=wild))
     assert not any((tmp_path / "run").glob("checkpoints/step_*"))
 
 
@@ -215,11 +229,90 @@ def test_generate_answers_every_prompt_in_order(config):
 
     records = [Record(({"role": "user", "content": text},)) for text in ("the cat", "a mat and ate red fish", "dogs")]
     sampling = Sampling(temperature=0.0, max_new_tokens=4)
-    together = runner.generate(config.models.teacher, records, sampling)
-    alone = [runner.generate(config.models.teacher, [record], sampling)[0] for record in records]
+    together = runs.generate(config.models.teacher, records, sampling)
+    alone = [runs.generate(config.models.teacher, [record], sampling)[0] for record in records]
     assert together == alone
 
 
 def test_metric_rows_are_json_without_nan(whole):
     for line in (whole.directory / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl"))
+
+
+def without_teacher(config):
+    from dataclasses import replace
+
+    from selecttkd_jax.distill import ObjectiveConfig
+    from selecttkd_jax.methods import Sft
+
+    return replace(config, method=Sft(), objective=ObjectiveConfig(), models=replace(config.models, teacher=None))
+
+
+def test_a_student_is_fine_tuned_without_a_teacher(config, tmp_path):
+    finished = runs.train(with_output(without_teacher(config), tmp_path / "run"))
+    assert finished.measure == "cross_entropy" and not finished.worsened
+    rows = rows_of(finished.directory)
+    assert rows[8]["cross_entropy"] < rows[1]["cross_entropy"] and "tar" not in rows[1]
+    assert set(finished.after) == {"cross_entropy", "tokens"}
+    assert runs.train(with_output(without_teacher(config), tmp_path / "run")).after == finished.after
+
+
+def test_fine_tuning_with_a_teacher_is_compared_with_it(whole, config, tmp_path):
+    from dataclasses import replace
+
+    compared = replace(without_teacher(config), models=config.models)
+    finished = runs.train(with_output(compared, tmp_path / "run"))
+    assert finished.measure == "cross_entropy" and not finished.worsened
+    assert finished.before["kl"] == whole.before["kl"]
+
+
+def test_a_run_whose_metrics_were_lost_ends_with_what_is_known(config, tmp_path):
+    first = runs.train(with_output(config, tmp_path / "run"))
+    first.metrics.unlink()
+    again = runs.train(with_output(config, tmp_path / "run"))
+    assert again.before is None and not again.worsened and again.after == pytest.approx(first.after)
+
+
+def test_a_student_is_not_replaced_by_another_run_where_the_checkpoints_are_gone(config, tmp_path):
+    import shutil
+    from dataclasses import replace
+
+    finished = runs.train(with_output(config, tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    student = (finished.student / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="belongs to a different run: seed"):
+        runs.train(replace(with_output(config, tmp_path / "run"), seed=1))
+    assert (finished.student / "model.safetensors").read_bytes() == student
+
+
+def test_a_method_that_needs_a_teacher_says_so(config):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="models.teacher is missing: method kd learns from one"):
+        replace(config, models=replace(config.models, teacher=None))
+
+
+def test_a_run_has_the_same_rows_on_the_next_day(tmp_path, monkeypatch):
+    import datetime
+
+    from data.small_tokenizers import CHATML
+    from runs.tiny_run import build
+    from transformers.utils import chat_template_utils
+
+    config = build(tmp_path)
+    dated = "{{ strftime_now('%d %B %Y') + '<|im_end|>' }}" + CHATML
+    for directory in (config.models.teacher, config.models.student):
+        (Path(directory) / "chat_template.jinja").write_text(dated)
+
+    def fingerprint(day, config=config):
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.datetime(2026, 3, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        return _prepare.prepare(config).train_rows.fingerprint
+
+    assert fingerprint(1) == fingerprint(2)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, date="2026-03-02"))
+    assert fingerprint(2, other) != fingerprint(2)

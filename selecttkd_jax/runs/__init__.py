@@ -1,0 +1,36 @@
+"""From a configuration to parts to the loop: the one way the command line and the experiments start anything."""
+
+from selecttkd_jax.runs._config import LoggingConfig, ModelsConfig, RunConfig
+from selecttkd_jax.runs._evaluate import evaluate
+from selecttkd_jax.runs._generate import generate
+from selecttkd_jax.runs._hosts import Hosts, join_hosts
+from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
+from selecttkd_jax.runs._server import generate_from_server
+from selecttkd_jax.runs._specs import StepSpecs, abstract_pair, model_shardings, specify_step
+from selecttkd_jax.runs._toml import config_from_dict, config_to_dict, load_config, save_config
+from selecttkd_jax.runs._train import Run, train
+
+__all__ = [
+    "Hosts",
+    "LoggingConfig",
+    "ModelsConfig",
+    "Run",
+    "RunConfig",
+    "StepSpecs",
+    "abstract_pair",
+    "alternatives",
+    "config_from_dict",
+    "config_to_dict",
+    "evaluate",
+    "generate",
+    "generate_from_server",
+    "is_required",
+    "join_hosts",
+    "load_config",
+    "model_shardings",
+    "options_of",
+    "save_config",
+    "section_kinds",
+    "specify_step",
+    "train",
+]

@@ -1,0 +1,114 @@
+"""A run's configuration: the rooms' own configs, composed and checked against each other."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
+from selecttkd_jax.data import DataConfig
+from selecttkd_jax.distill import ObjectiveConfig
+from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig
+from selecttkd_jax.models import LoraConfig
+from selecttkd_jax.runs._sections import check_numbers
+from selecttkd_jax.sharding import MeshConfig
+from selecttkd_jax.sources import EngineConfig
+from selecttkd_jax.training import LoopConfig, OptimizerConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+TEACHER_DTYPES = (*DTYPES, "int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """Teacher and student, each a Hugging Face directory or hub name."""
+
+    teacher: str | None = None
+    """The frozen teacher. May be left out where the method needs none."""
+    student: str
+    """Where the student starts: a smaller model of the same tokenizer, or a pruned teacher."""
+    teacher_dtype: str = "float32"
+    """In which the teacher's weights are kept. bfloat16 halves its memory on an accelerator; int8 halves it again: the
+    layers' kernels are stored in int8 with a scale for each column and the rest in compute_dtype, and the log says how
+    far (KL on the held-out rows) that teacher is from the unquantised one."""
+    student_dtype: str = "float32"
+    """In which the student's frozen weights are kept under [lora]. Trained weights are always float32."""
+    compute_dtype: str = "float32"
+    """In which both models compute; the student's master weights, and all statistics, stay float32."""
+    remat: bool = False
+    """Recompute the student's layers in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        check_one_of("models.teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
+        check_one_of("models.student_dtype", self.student_dtype, DTYPES)
+        check_one_of("models.compute_dtype", self.compute_dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go besides metrics.jsonl and metrics.csv. TensorBoard files are written when it is installed."""
+
+    wandb_project: str | None = None
+    """Weights & Biases project. Left out: none."""
+    samples_every: int | None = None
+    """Steps between looks at what a model writes during training: some of it with its rejected tokens marked, in the
+    log and in samples.jsonl, and its acceptance by position. Left out: training.eval_every."""
+
+    def __post_init__(self) -> None:
+        if self.samples_every is not None:
+            check_at_least("logging.samples_every", self.samples_every, 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run."""
+
+    models: ModelsConfig
+    data: DataConfig
+    output: str
+    """The run's directory. If it holds this very run, the run resumes."""
+    seed: int = 0
+    """Of the data order and of every random draw, from 0 to 2^32 - 1."""
+    method: MethodConfig = field(default_factory=Kd)
+    """How the student learns: `name` picks the method, whose options stand beside it."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: LoopConfig = field(default_factory=LoopConfig)
+    lora: LoraConfig | None = None
+    """Adapters to train instead of the student's weights. Left out: all weights are trained."""
+    engine: EngineConfig | None = None
+    """A server that writes the student's text. Left out: the devices of the run write it."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be in [0, 2**32), got {self.seed}")
+        if self.method.needs_teacher and self.models.teacher is None:
+            raise InputError(
+                f"models.teacher is missing: method {self.method.name} learns from one; name a model directory or a "
+                "hub model"
+            )
+        self.method.check(self.objective)
+        if self.engine is not None and ("student" not in self.method.writes or isinstance(self.method, TOGETHER)):
+            why = "both models write together" if "student" in self.method.writes else "the student writes nothing"
+            raise InputError(
+                f"[engine] is a server that writes the student's text, and under method {self.method.name} {why}: "
+                "leave it out"
+            )
+        if self.lora is None and self.models.student_dtype != "float32":
+            raise InputError(
+                f"models.student_dtype = {self.models.student_dtype} is for frozen weights; without a [lora] section "
+                "all weights are trained, in float32"
+            )
+        if self.data.batch_size % self.training.micro_batches:
+            raise InputError(
+                f"training.micro_batches must divide data.batch_size, {self.data.batch_size}; "
+                f"got {self.training.micro_batches}"
+            )
+
+    def resolved(self) -> "RunConfig":
+        """The same run, with what was left to the method written out."""
+        if self.objective.divergence is not None or self.method.divergence is None:
+            return self
+        objective = dataclasses.replace(self.objective, divergence=self.method.divergence)
+        return dataclasses.replace(self, objective=objective)

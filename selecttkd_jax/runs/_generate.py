@@ -1,0 +1,150 @@
+"""A model's answers to prompts."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from selecttkd_jax import data, generation, models
+from selecttkd_jax._array_types import Params
+from selecttkd_jax._errors import InputError, check_one_of
+from selecttkd_jax.generation import Sampling
+from selecttkd_jax.progress import progress_bar
+from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh
+
+logger = logging.getLogger(__name__)
+
+
+def generate(
+    model: str,
+    records: Sequence[data.Record],
+    sampling: Sampling,
+    output: Path | None = None,
+    *,
+    slots: int | None = None,
+    seed: int = 0,
+    template: str = "chat",
+    template_kwargs: Mapping[str, Any] | None = None,
+    date: str = data.RUN_DATE,
+    dtype: str | None = None,
+    mesh: MeshConfig | None = None,
+) -> list[str]:
+    """Lets `model` answer the prompt of each record; returns the texts in the records' order.
+
+    Args:
+        model: A directory or hub name.
+        records: Whose prompts are answered.
+        sampling: How.
+        output: File to which answers are appended as they come (`data.AnswerFile`); one of an interrupted call with
+            the same prompts and settings is continued. None keeps them in memory.
+        slots: Answers written at a time; they change no answer. None: as many as the memory has room for.
+        seed: Of the draws.
+        template: `"chat"`, the model's own template, or `"plain"`, the prompt as it is.
+        template_kwargs: Options of the chat template.
+        date: What a chat template that writes today's date is told.
+        dtype: In which the model computes; None takes bfloat16, and float32 on a CPU.
+        mesh: The devices: rows over `data` and `fsdp`, and the weights over `tensor`. None: one.
+
+    Raises:
+        InputError: The model, its tokenizer or a prompt is not usable, or the file is another call's.
+    """
+    check_one_of("template", template, ("chat", "plain"))
+    if jax.process_count() > 1:
+        raise InputError("generate runs in one process; give each host a part of the prompts and a file of its own")
+    decoder, _ = models.read_config(model)
+    models.check_weights(model)
+    tokenizer = data.load_tokenizer(model)
+    prompts = [
+        data.render_prompt(record, tokenizer, template, template_kwargs=template_kwargs, date=date)
+        for record in records
+    ]
+    _check_context(records, prompts, sampling, decoder.max_positions)
+    for record, prompt in zip(records, prompts, strict=True):
+        if max(prompt, default=0) >= decoder.vocab_size:
+            raise InputError(
+                f"{record.source}: the prompt holds the token id {max(prompt)}, and the model has {decoder.vocab_size} "
+                "embeddings: its tokenizer is larger than the model"
+            )
+    devices = make_mesh(mesh or MeshConfig())
+    compute = generation.default_dtype(devices) if dtype is None else jnp.dtype(dtype)
+    settings = {
+        "model": model,
+        "weights": models.fingerprint_files(model),
+        "sampling": dataclasses.asdict(sampling),
+        "seed": seed,
+        "template": template,
+        "template_kwargs": dict(template_kwargs or {}),
+        "date": date,
+        "dtype": compute.name,
+    }
+    file = None if output is None else data.AnswerFile.of_records(output, records, settings)
+    answered = set(range(len(records))) - set(file.waiting) if file is not None else set()
+    if file is not None and answered:
+        logger.info("%s has %d of %d answers already", file.path, len(answered), len(records))
+    texts: dict[int, str] = {}
+    if len(answered) < len(records):
+        stop_ids = data.stop_ids(tokenizer, model)
+        with jax.set_mesh(devices), progress_bar("generating") as advance:
+            params = _load(model, devices, compute)
+            if slots is None:
+                length = generation.cache_length(prompts, sampling)
+                slots = generation.fit_slots(devices, decoder, length, compute, len(prompts))
+
+            def take(index: int, tokens: list[int]) -> None:
+                texts[index] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                if file is not None:
+                    file.append(index, texts[index], cut=tokens[-1] not in stop_ids)
+                advance(len(answered) + len(texts), len(records))
+
+            generation.generate(
+                decoder,
+                params,
+                prompts,
+                sampling=sampling,
+                stop_ids=stop_ids,
+                key=jax.random.key(seed),
+                slots=slots,
+                vocab_size=data.tokenizer_size(tokenizer),
+                answered=answered,
+                on_answer=take,
+            )
+    if file is None:
+        return [texts[index] for index in range(len(records))]
+    counts = file.finish()
+    about = (file.path, len(file), counts["length"], counts["empty"])
+    logger.info("%s: %d answers, %d cut at their limit, %d empty", *about)
+    return [row["completion"] for row in file.rows]
+
+
+def _load(model: str, mesh: Mesh, dtype: jnp.dtype) -> Params:
+    """The weights, read onto the devices that decode with them."""
+    decoder, _ = models.read_config(model)
+    shardings = models.shardings(decoder, mesh, PRESETS["tensor"])
+    params = models.from_pretrained(model, dtype, shardings).params
+    return generation.lay_out(mesh, decoder, params, dtype, consume=True)
+
+
+def _check_context(
+    records: Sequence[data.Record], prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int
+) -> None:
+    """A prompt beyond the positions that a model was made for is refused; an answer that may go beyond is announced."""
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]), default=None)
+    if longest is None:
+        return
+    length = len(prompts[longest])
+    made_for = f"the model was made for {limit} positions (max_position_embeddings)"
+    if length >= limit:
+        raise InputError(f"{records[longest].source}: the prompt has {length} tokens, and {made_for}; shorten it")
+    if length + sampling.max_new_tokens > limit:
+        logger.warning(
+            "the longest prompt has %d tokens and an answer may have %d more, but %s: do not trust "
+            "what it writes past them",
+            length,
+            sampling.max_new_tokens,
+            made_for,
+        )

@@ -1,0 +1,168 @@
+"""What a run's step is called with, as shapes that say where they are placed: nothing is loaded or drawn.
+
+A run loads its weights by these, and a plan compiles its step from them: both have the same step by construction.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from selecttkd_jax import data, models
+from selecttkd_jax._array_types import Params
+from selecttkd_jax._mesh_axes import BATCH_AXES
+from selecttkd_jax.methods import Parts
+from selecttkd_jax.runs._config import RunConfig
+from selecttkd_jax.sharding import PRESETS, check_rows
+from selecttkd_jax.sources import MakeWriter, RolloutFiles, Unread, unwritten
+from selecttkd_jax.training import (
+    Frozen,
+    Loss,
+    Method,
+    Pair,
+    Source,
+    TrainState,
+    TrainStep,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    state_shardings,
+)
+
+
+@dataclass(frozen=True)
+class StepSpecs:
+    """The arguments of a step as trees of `jax.ShapeDtypeStruct` with shardings, in the order in which it takes them.
+
+    Attributes:
+        state: The training state.
+        frozen: The teacher's parameters, and what the state's adapters adapt.
+        batch: A batch.
+    """
+
+    state: TrainState
+    frozen: Frozen
+    batch: Any
+
+
+def abstract_pair(config: RunConfig) -> Pair:
+    """The pair of models as far as their `config.json` says."""
+    student = models.read_config(config.models.student)[0]
+    teacher = None if config.models.teacher is None else models.read_config(config.models.teacher)[0]
+    return Pair(
+        student=student,
+        teacher=teacher,
+        # A tokenizer that is smaller still would mask some more columns and change no size.
+        vocab_size=min(student.vocab_size, (teacher or student).vocab_size),
+        dtype=config.models.compute_dtype,
+        remat=config.models.remat,
+        lora=config.lora,
+    )
+
+
+def build_method(
+    config: RunConfig,
+    pair: Pair,
+    mesh: Mesh,
+    stored: Source | None = None,
+    write: MakeWriter = unwritten,
+    frozen: Frozen = Frozen(),  # noqa: B008 (a tuple)
+    rollouts: RolloutFiles | None = None,
+    stored_student: Source | None = None,
+) -> Method:
+    """The run's method; without `stored` rows, one whose loss can be compiled and whose source has shapes alone."""
+    parts = Parts(
+        pair=pair,
+        objective=config.objective,
+        stored=stored or Unread(data.batch_shapes(config.data.batch_size, config.data.max_length)),
+        memory_budget=config.training.head_memory,
+        mesh=mesh,
+        steps=config.training.steps,
+        write=write,
+        frozen=frozen,
+        rollouts=rollouts,
+        stored_student=stored_student,
+    )
+    return config.method.build(parts)
+
+
+def make_step(
+    config: RunConfig, loss: Loss, optimizer: optax.GradientTransformation, shardings: TrainState | None
+) -> TrainStep:
+    """The training step of a configuration, for a state of these shardings."""
+    return make_train_step(loss, optimizer, micro_batches=config.training.micro_batches, shardings=shardings)
+
+
+def model_shardings(mesh: Mesh, config: RunConfig, pair: Pair) -> tuple[Params, Params | None]:
+    """The shardings of the student's and the teacher's parameters; checks that batches divide over the mesh, too."""
+    rows, micro_batches = config.data.batch_size, config.training.micro_batches
+    check_rows(mesh, "data.batch_size / training.micro_batches", rows // micro_batches)
+    student = models.shardings(pair.student, mesh, PRESETS[config.mesh.student])
+    if pair.teacher is None:
+        return student, None
+    return student, models.shardings(pair.teacher, mesh, PRESETS[config.mesh.teacher])
+
+
+def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, StepSpecs]:
+    """The very step that a run of this configuration takes, and its arguments.
+
+    Raises:
+        InputError: Something does not divide over the mesh.
+    """
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    method = build_method(config, pair, mesh)
+    specs, shardings = _arguments(config, pair, mesh, optimizer, method.source.shapes)
+    return make_step(config, method.loss, optimizer, shardings), specs
+
+
+def _arguments(
+    config: RunConfig, pair: Pair, mesh: Mesh, optimizer: optax.GradientTransformation, shapes: Any
+) -> tuple[StepSpecs, TrainState]:
+    """The arguments of a step whose whole batches have `shapes`, and the shardings of its state."""
+    student_shardings, teacher_shardings = model_shardings(mesh, config, pair)
+    student = _parameters(pair.student, config.models.student_dtype, student_shardings)
+    teacher = None
+    if pair.teacher is not None:
+        in_int8 = config.models.teacher_dtype == "int8"
+        dtype = config.models.compute_dtype if in_int8 else config.models.teacher_dtype
+        teacher = _parameters(pair.teacher, dtype, teacher_shardings)
+        teacher = _in_int8(teacher) if in_int8 else teacher
+    trained, base = student, None
+    if config.lora is not None:
+        adapters = jax.eval_shape(partial(models.init_lora, config.lora, pair.student), student, jax.random.key(0))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        trained, base = jax.tree.map(lambda leaf: _placed(leaf, everywhere), adapters), student
+    shardings = state_shardings(trained, optimizer)
+    assert shardings is not None
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, config.seed), trained)
+    state = jax.tree.map(_placed, state, shardings)
+    by_rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    batch = jax.tree.map(lambda leaf: _placed(leaf, by_rows), shapes)
+    return StepSpecs(state=state, frozen=Frozen(teacher=teacher, base=base), batch=batch), shardings
+
+
+def _parameters(decoder: models.DecoderConfig, dtype: str, shardings: Any) -> Params:
+    draw = partial(models.init_params, decoder, dtype=jnp.dtype(dtype))
+    return jax.tree.map(_placed, jax.eval_shape(draw, jax.random.key(0)), shardings)
+
+
+def _in_int8(params: Params) -> Params:
+    """The parameters quantised: steps are placed like the kernel, and so is what remains of it in the scales."""
+
+    def place(before: jax.ShapeDtypeStruct, after: Any) -> Any:
+        return jax.tree.map(lambda leaf: _placed(leaf, _where_larger_than_one(leaf, before.sharding)), after)
+
+    return jax.tree.map(place, params, jax.eval_shape(models.quantize_int8, params))
+
+
+def _where_larger_than_one(leaf: jax.ShapeDtypeStruct, sharding: Any) -> NamedSharding:
+    spec = zip(leaf.shape, (*sharding.spec, *[None] * len(leaf.shape)), strict=False)
+    return NamedSharding(sharding.mesh, PartitionSpec(*(axis if size > 1 else None for size, axis in spec)))
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,228 @@
+"""A training run, from its configuration to its exported student."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from selecttkd_jax import data, models
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._outside_files import expand_home
+from selecttkd_jax.compilation import compile_on_first_call
+from selecttkd_jax.metrics import MetricsWriter
+from selecttkd_jax.progress import StepProgress
+from selecttkd_jax.runs._config import RunConfig
+from selecttkd_jax.runs._engine import make_engine
+from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
+from selecttkd_jax.runs._export import export
+from selecttkd_jax.runs._identity import (
+    agreed_facts,
+    check_output,
+    check_same_ingredients,
+    describe_frozen,
+    describe_ingredients,
+)
+from selecttkd_jax.runs._load import load_teacher, trained_weights
+from selecttkd_jax.runs._prepare import prepare
+from selecttkd_jax.runs._rollouts import make_rollout_files
+from selecttkd_jax.runs._specs import build_method, make_step, model_shardings
+from selecttkd_jax.runs._toml import save_config
+from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share
+from selecttkd_jax.sources import EngineWriters, Recorder, Stored, Writers
+from selecttkd_jax.training import (
+    Checkpoints,
+    Explainer,
+    Frozen,
+    Loss,
+    Report,
+    abstract_state,
+    init_state,
+    latest_step,
+    learning_rate_schedule,
+    make_optimizer,
+    run_loop,
+    state_shardings,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: Where everything is.
+        student: The exported student, a Hugging Face directory, its adapters merged.
+        adapter: The adapters alone, in PEFT's format; None where all weights were trained.
+        metrics: `metrics.jsonl`; `metrics.csv` is beside it.
+        before: Held-out numbers before the first step; None where their row is lost.
+        after: Held-out numbers after the last step.
+        plots: The figures; empty without the `plots` extra.
+        measure: Which of these numbers training is to lower: `kl`, or `cross_entropy` where the method asks no teacher.
+    """
+
+    directory: Path
+    student: Path
+    adapter: Path | None
+    metrics: Path
+    before: dict[str, float] | None
+    after: dict[str, float]
+    plots: list[Path]
+    measure: str
+
+    @property
+    def worsened(self) -> bool:
+        """Whether `measure` ended above where it began."""
+        return self.before is not None and self.after[self.measure] > self.before[self.measure]
+
+
+def train(config: RunConfig) -> Run:
+    """Trains: starts the run in `config.output`, or resumes the one that is there.
+
+    In a run of several processes each of them calls this; only the first one writes.
+
+    Raises:
+        InputError: Anything wrong with what the configuration names. Existing files are untouched.
+    """
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        return _train_on(mesh, config.resolved())
+
+
+def _train_on(mesh: Mesh, config: RunConfig) -> Run:
+    """What `train` does, in its order: check, load, build, resume, loop, export."""
+    # Check everything before a weight is read or a file written.
+    directory = expand_home(config.output)
+    check_output(config, directory)
+    if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
+    prepared = prepare(config)
+    student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
+    first = jax.process_index() == 0
+    rows_by_name = {"training rows": prepared.train_rows, "held-out rows": prepared.held_out_rows}
+    if prepared.student_rows is not None:
+        rows_by_name["rows of the student's responses"] = prepared.student_rows
+    ingredients = describe_ingredients(prepared.pair, prepared.tokenizer, prepared.stop_ids, rows_by_name)
+    check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
+    if first:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.toml")
+
+    # Load.
+    teacher = load_teacher(mesh, config, prepared.pair, prepared.held_out_rows, teacher_shardings)
+    student = models.from_pretrained(config.models.student, jnp.dtype(config.models.student_dtype), student_shardings)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    state = init_state(trained_weights(mesh, config, student), optimizer, config.seed)
+    if config.lora is None:
+        # From here on the state's copy is the student; a second one would only take memory.
+        student = replace(student, params={})
+    frozen = Frozen(teacher=teacher, base=None if config.lora is None else student.params)
+    pair = replace(prepared.pair, lora=config.lora)
+
+    # Build the method on the stored rows.
+    rows, length = config.data.batch_size, config.data.max_length
+    part, parts = process_share(mesh, rows)
+    batches = data.make_batches(prepared.train_rows, rows, length, config.seed, process_index=part, process_count=parts)
+    write = Writers(mesh, pair, frozen, prepared.stop_ids, longest_prompt=max(prepared.train_rows.prompt_lengths))
+    identity = ingredients | describe_frozen(frozen)
+    engine = make_engine(config, directory, mesh, prepared, student, state.params, identity, write)
+    recorder = Recorder(engine or write, mesh, rows, prepared.stop_ids)
+    rollouts = make_rollout_files(
+        config.data, directory / "rollouts", batches, prepared.train_rows.sources, prepared.tokenizer, identity
+    )
+    stored, stored_student = Stored(batches, data.batch_shapes(rows, length)), None
+    if prepared.student_rows is not None:
+        # As many rows and the same seed: the same order.
+        answers = data.make_batches(
+            prepared.student_rows, rows, length, config.seed, process_index=part, process_count=parts
+        )
+        stored_student = Stored(answers, data.batch_shapes(rows, length))
+    method = build_method(config, pair, mesh, stored, recorder, frozen, rollouts, stored_student)
+    step = make_step(config, method.loss, optimizer, state_shardings(state.params, optimizer))
+
+    # Resume, if there is something to resume.
+    checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints, identity)
+    if checkpoints.latest_step is not None:
+        template = abstract_state(state)
+        del state  # there is not always room for two
+        state, position, made_with = checkpoints.restore(template)
+        check_same_ingredients(made_with, identity, directory)
+        method.source.set_state(position)
+        logger.info("resuming from step %d", int(state.step))
+
+    # Loop.
+    held_out = make_held_out(mesh, config, pair, frozen, prepared.held_out_rows)
+    writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
+    looks = make_rollouts(mesh, config, pair, frozen, prepared, method.source.shapes, recorder, writer)
+    try:
+        with StepProgress(config.training.log_every, shown=first) as progress:
+            state = run_loop(
+                state,
+                frozen,
+                train_step=compile_on_first_call(step),
+                source=method.source,
+                place=recorder.watch(partial(place_batch, mesh, rows=rows)),
+                evaluators=[held_out, *looks],
+                writer=writer,
+                checkpoints=checkpoints,
+                learning_rate=learning_rate_schedule(config.optimizer, config.training.steps),
+                config=config.training,
+                on_step=progress,
+                explain=partial(_explain, method.loss, frozen),
+                report=partial(_report, recorder, engine) if config.method.writes else None,
+            )
+    finally:
+        writer.close()
+        checkpoints.close()
+
+    # Export.
+    exported, adapter = export(config, directory, student, state.params, prepared.stop_ids)
+    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := _held_out_of(row))}
+    last = int(state.step)
+    return Run(
+        directory=directory,
+        student=exported,
+        adapter=adapter,
+        metrics=directory / "metrics.jsonl",
+        before=evaluated.get(0),
+        after=evaluated[last] if last in evaluated else held_out(state.params),
+        plots=_plot(directory) if first and writer.rows else [],
+        measure="kl" if config.method.needs_teacher else "cross_entropy",
+    )
+
+
+def _report(recorder: Recorder, engine: EngineWriters | None, step: int) -> Report:
+    """What is known of the text that was written for a step."""
+    report = recorder.report(step)
+    return report if engine is None else engine.report(report)
+
+
+def _explain(loss: Loss, frozen: Frozen, batch: Any) -> str:
+    """What the loss says of a batch on which it was not finite, if it can say anything."""
+    if not isinstance(loss, Explainer):
+        return ""
+    try:
+        return loss.explain(frozen, batch)
+    except Exception as error:  # it compiles a program, for which there may be no memory: then the number alone is told
+        logger.debug("no explanation: %s", error)
+        return ""
+
+
+def _held_out_of(row: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
+
+
+def _plot(directory: Path) -> list[Path]:
+    try:
+        from selecttkd_jax.plotting import plot_run
+    except ImportError:
+        logger.info("no plots: install selecttkd-jax[plots]")
+        return []
+    return plot_run(directory)
