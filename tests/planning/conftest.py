@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from selecttkd_jax import models
-from selecttkd_jax.config import config_from_dict
+from selecttkd_jax.runs import config_from_dict
 
 TEACHER = models.DecoderConfig(
     vocab_size=64, hidden_size=32, mlp_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8

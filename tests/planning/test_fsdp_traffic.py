@@ -1,4 +1,4 @@
-"""What eight devices exchange in a step when weights are divided over `fsdp`, against the least that this takes."""
+"""What eight devices exchange in a step when weights are sharded over `fsdp`, against the least that this takes."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from selecttkd_jax import models, planning
+from selecttkd_jax import models, planning, runs
 from selecttkd_jax.sharding import MeshConfig
 
 # Wide enough that weights, not a batch of 512 tokens, are what is exchanged.
@@ -45,7 +45,7 @@ def test_weights_are_gathered_once_each_way_and_gradients_summed_once(wide, micr
     )
     target = planning.parse_target("cpu:8")
     with jax.numpy_dtype_promotion("standard"):
-        step = planning.compile_step(config, planning.abstract_pair(config), planning.target_devices(target))
+        step = planning.compile_step(config, runs.abstract_pair(config), planning.target_devices(target))
     moved = planning.estimate(config, target, step).traffic
     gathered = sum(traffic.payload for (kind, _), traffic in moved.items() if kind == "all-gather")
     summed = sum(traffic.payload for (kind, _), traffic in moved.items() if kind in ("all-reduce", "reduce-scatter"))

@@ -6,12 +6,14 @@ import jax
 import pytest
 from planning.conftest import STUDENT, TEACHER
 
-from selecttkd_jax import models, planning
-from selecttkd_jax.checks import InputError
+from selecttkd_jax import models, planning, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main
-from selecttkd_jax.config import save_config
-from selecttkd_jax.planning import command, search
-from selecttkd_jax.planning.targets import GIB
+from selecttkd_jax.methods import MiniLlm, SpeculativeKd
+from selecttkd_jax.planning import _command as command
+from selecttkd_jax.planning import _search as search
+from selecttkd_jax.planning._targets import GIB
+from selecttkd_jax.runs import save_config
 
 
 def changed(config, **sections):
@@ -21,7 +23,7 @@ def changed(config, **sections):
 def compiled(config, target="cpu:8"):
     target = planning.parse_target(target)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
-        step = planning.compile_step(config, planning.abstract_pair(config), planning.target_devices(target))
+        step = planning.compile_step(config, runs.abstract_pair(config), planning.target_devices(target))
     return step, planning.estimate(config, target, step)
 
 
@@ -39,7 +41,7 @@ def fsdp(config):
     return compiled(config)
 
 
-def test_weights_and_optimizer_where_nothing_is_divided(config):
+def test_weights_and_optimizer_where_nothing_is_sharded(config):
     step, costs = compiled(changed(config, mesh={"data": -1, "fsdp": 1}))
     assert step.mesh == {"data": 8, "fsdp": 1, "tensor": 1}
     assert step.memory.teacher == 2 * models.count_params(TEACHER)
@@ -47,6 +49,16 @@ def test_weights_and_optimizer_where_nothing_is_divided(config):
     # Two moments, and the step twice: Adam counts, and so does the schedule.
     assert step.memory.optimizer == 8 * models.count_params(STUDENT) + 8
     assert {kind for kind, _ in costs.traffic} == {"all-reduce"}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"), [(SpeculativeKd(), 0), (MiniLlm(pretraining=1.0), 12 + 17)], ids=["skd", "minillm"]
+)
+def test_methods_by_which_both_models_write_are_planned_with_the_batch_their_loss_takes(config, fsdp, method, more):
+    """Rollouts have three numbers more a token, and the stored rows beside them."""
+    tokens = config.data.batch_size * config.data.max_length // 8
+    planned = compiled(replace(config, method=method))[0]
+    assert planned.memory.batch == fsdp[0].memory.batch + more * tokens
 
 
 def test_adapters_of_a_frozen_student_and_a_teacher_in_int8(config):
@@ -65,7 +77,7 @@ def test_adapters_of_a_frozen_student_and_a_teacher_in_int8(config):
     assert memory.teacher == 2 * models.count_params(TEACHER) - saved
 
 
-def test_weights_divided_over_fsdp_lie_in_eighths(fsdp):
+def test_weights_sharded_over_fsdp_take_an_eighth_each(fsdp):
     step, costs = fsdp
     # All but norm scales and biases, which every device has.
     assert 2 * models.count_params(TEACHER) / 8 < step.memory.teacher < 2 * models.count_params(TEACHER) / 8 + 2000

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from selecttkd_jax.planning.collectives import collective_traffic
-from selecttkd_jax.planning.estimate import sweep_rounds
-from selecttkd_jax.planning.flops import matmul_flops
-from selecttkd_jax.planning.hlo import parse
+from selecttkd_jax.planning._collectives import collective_traffic
+from selecttkd_jax.planning._estimate import sweep_rounds
+from selecttkd_jax.planning._flops import matmul_flops
+from selecttkd_jax.planning._hlo import parse
 
 LAYERS, ROWS, WIDTH = 5, 24, 56
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax
 import pytest
 
-from selecttkd_jax import planning
-from selecttkd_jax.planning import search as searching
-from selecttkd_jax.planning.hlo import Program
-from selecttkd_jax.planning.program import CompiledStep, Memory
-from selecttkd_jax.planning.search import MOST_COMPILATIONS, search
+from selecttkd_jax import planning, runs
+from selecttkd_jax.planning import _search as searching
+from selecttkd_jax.planning._hlo import Program
+from selecttkd_jax.planning._program import CompiledStep, Memory
+from selecttkd_jax.planning._search import MOST_COMPILATIONS, search
 
 MANY = 10**9
 
@@ -80,8 +80,8 @@ def test_batches_grow_by_a_row_for_each_device_and_micro_batch(config, monkeypat
     target = planning.parse_target("cpu:8")
     target = replace(target, device=planning.Device("cpu", 9999))
     config = replace(config, training=replace(config.training, micro_batches=2))
-    known = compile_step(config, planning.abstract_pair(config), [])
-    found = planning.largest_batches(config, planning.abstract_pair(config), target, jax.devices(), known)
+    known = compile_step(config, runs.abstract_pair(config), [])
+    found = planning.largest_batches(config, runs.abstract_pair(config), target, jax.devices(), known)
     assert [(one.remat, one.batch_size, one.peak, one.costs) for one in found] == [
         (False, 80, 9000, 80),
         (True, 224, 9960, 224),

@@ -5,9 +5,9 @@ import importlib.util
 import jax
 import pytest
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.planning.machines import gpu_description, target_devices
-from selecttkd_jax.planning.targets import DEVICES, parse_target
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.planning._machines import gpu_description, target_devices
+from selecttkd_jax.planning._targets import DEVICES, parse_target
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from selecttkd_jax.planning.hlo import Computation, Instruction, Program, Rounds, Shape, once
+from selecttkd_jax.planning._hlo import Computation, Instruction, Program, Rounds, Shape, once
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16} | {
@@ -23,7 +23,7 @@ class Traffic:
         count: Operations.
         payload: Bytes of whole arrays: what a gather makes, or what a reduction starts from.
         sent: Bytes that leave the device, with the best algorithm for a ring.
-        sent_between_hosts: Those of `sent` whose groups lie on several hosts.
+        sent_between_hosts: Those of `sent` whose groups span several hosts.
         host_load: Those, times a host's devices by a group's members there: a group with one member on each host sends
             through one adapter of each, not through all.
     """

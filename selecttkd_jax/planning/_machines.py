@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.planning.targets import Target
+from selecttkd_jax._errors import InputError
+from selecttkd_jax.planning._targets import Target
 
 
 def target_devices(target: Target) -> Sequence[Any]:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selecttkd_jax import models
-from selecttkd_jax.config import RunConfig
-from selecttkd_jax.planning.estimate import Estimate, estimate
-from selecttkd_jax.planning.program import CompiledStep, TooLargeError, batch_divisor, compile_step
-from selecttkd_jax.planning.targets import Target
+from selecttkd_jax.planning._estimate import Estimate, estimate
+from selecttkd_jax.planning._program import CompiledStep, TooLargeError, batch_divisor, compile_step
+from selecttkd_jax.planning._targets import Target
+from selecttkd_jax.runs import RunConfig
+from selecttkd_jax.training import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Largest:
 
 
 def largest_batches(
-    config: RunConfig, pair: models.Pair, target: Target, devices: Sequence[Any], known: CompiledStep | None
+    config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any], known: CompiledStep | None
 ) -> list[Largest]:
     """Searches the largest batch without and with recomputation, everything else as configured.
 

@@ -7,11 +7,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from selecttkd_jax.config import RunConfig
-from selecttkd_jax.planning.estimate import Estimate
-from selecttkd_jax.planning.program import CompiledStep
-from selecttkd_jax.planning.search import Largest
-from selecttkd_jax.planning.targets import GIB, Target
+from selecttkd_jax.planning._estimate import Estimate
+from selecttkd_jax.planning._program import CompiledStep
+from selecttkd_jax.planning._search import Largest
+from selecttkd_jax.planning._targets import GIB, Target
+from selecttkd_jax.runs import RunConfig
 
 # What JAX takes of a GPU's memory when nothing else is said.
 GPU_DEFAULT_SHARE = 0.75

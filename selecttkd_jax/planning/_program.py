@@ -9,13 +9,12 @@ from typing import Any, cast
 
 import jax
 
-from selecttkd_jax import models, runner
-from selecttkd_jax.config import RunConfig
-from selecttkd_jax.mesh_axes import BATCH_AXES
-from selecttkd_jax.planning.arguments import local_bytes, step_arguments
-from selecttkd_jax.planning.hlo import Program, parse
+from selecttkd_jax import runs
+from selecttkd_jax._mesh_axes import BATCH_AXES
+from selecttkd_jax.planning._hlo import Program, parse
+from selecttkd_jax.runs import RunConfig
 from selecttkd_jax.sharding import make_mesh
-from selecttkd_jax.training import make_optimizer
+from selecttkd_jax.training import Pair
 
 
 class TooLargeError(Exception):
@@ -32,7 +31,7 @@ class Memory:
         optimizer: The optimizer's moments.
         batch: The batch, the step and the key.
         working: Activations, gradients, gathered weights and logits, as far as they exist at the same time.
-        code: The program itself, where it lies in the device's memory.
+        code: The program itself, where it takes the device's memory.
     """
 
     teacher: int
@@ -67,7 +66,7 @@ class CompiledStep:
     cpu_seconds: float
 
 
-def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -> CompiledStep:
+def compile_step(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> CompiledStep:
     """Compiles the very step that `selecttkd train` would run, on shapes alone.
 
     Raises:
@@ -75,14 +74,12 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
         TooLargeError: The step does not fit the memory.
     """
     mesh = make_mesh(config.mesh, devices)
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
     started, worked = time.perf_counter(), time.process_time()
     # Before the mesh is set: a key that is made under it would be made on devices that are not there.
-    arguments, shardings = step_arguments(config, pair, mesh, optimizer)
+    step, specs = runs.specify_step(config, pair, mesh)
     with jax.set_mesh(mesh):
-        step = cast(jax.stages.Wrapped, runner.make_step(config, pair, optimizer, shardings))
         try:
-            compiled = step.lower(*arguments.in_order).compile()
+            compiled = cast(jax.stages.Wrapped, step).lower(specs.state, specs.frozen, specs.batch).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -91,9 +88,9 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
     stats, text = compiled.memory_analysis(), compiled.as_text()
     assert stats is not None and text is not None
     sizes = {
-        "teacher": local_bytes(arguments.teacher),
-        "student": local_bytes((arguments.state.params, arguments.base)),
-        "optimizer": local_bytes(arguments.state.opt_state),
+        "teacher": _local_bytes(specs.frozen.teacher),
+        "student": _local_bytes((specs.state.params, specs.frozen.base)),
+        "optimizer": _local_bytes(specs.state.opt_state),
     }
     memory = Memory(
         **sizes,
@@ -105,9 +102,14 @@ def compile_step(config: RunConfig, pair: models.Pair, devices: Sequence[Any]) -
 
 
 def batch_divisor(config: RunConfig, devices: Sequence[Any]) -> int:
-    """Over how many devices the rows of a batch are divided."""
+    """Over how many devices the rows of a batch are sharded."""
     mesh = make_mesh(config.mesh, devices)
     return prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes of a tree of placed shapes on one device."""
+    return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _first_sentence(message: str) -> str:

@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from selecttkd_jax.planning.hlo import Computation, Instruction, Program, Rounds, Shape, once
+from selecttkd_jax.planning._hlo import Computation, Instruction, Program, Rounds, Shape, once
 
 
 def matmul_flops(program: Program, rounds: Rounds = once) -> Counter[str]:

@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
-from selecttkd_jax.config import RunConfig
-from selecttkd_jax.planning.collectives import Traffic, collective_traffic
-from selecttkd_jax.planning.flops import matmul_flops
-from selecttkd_jax.planning.hlo import Instruction, Rounds
-from selecttkd_jax.planning.program import CompiledStep
-from selecttkd_jax.planning.targets import Target
+from selecttkd_jax.planning._collectives import Traffic, collective_traffic
+from selecttkd_jax.planning._flops import matmul_flops
+from selecttkd_jax.planning._hlo import Instruction, Rounds
+from selecttkd_jax.planning._program import CompiledStep
+from selecttkd_jax.planning._targets import Target
+from selecttkd_jax.runs import RunConfig
 
 _SWEEP = re.compile(r"(whole|rest|kept)_(\d+)_of_(\d+)")
 

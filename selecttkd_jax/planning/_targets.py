@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from math import prod
 
-from selecttkd_jax.checks import InputError, check_one_of
+from selecttkd_jax._errors import InputError, check_one_of
 
 GIB = 2**30
 EXAMPLES = "tpu:v5p:2x2x2, tpu:v5e:4x4, gpu:a100-80gb:4, gpu:h100:8, cpu:8"
@@ -53,7 +53,14 @@ class Device:
 
 def _tpu(memory_gib: float, flops: float, memory_rate: float, link_rate: float, per_host: int, page: str) -> Device:
     return Device(
-        *("tpu", int(memory_gib * GIB), flops, flops, memory_rate, link_rate, link_rate, per_host),
+        platform="tpu",
+        memory=int(memory_gib * GIB),
+        flops=flops,
+        flops_float32=flops,
+        memory_rate=memory_rate,
+        link_rate=link_rate,
+        hosts_rate=link_rate,
+        per_host=per_host,
         source=f"docs.cloud.google.com/tpu/docs/{page}; ICI one way, all links; memory as the compiler states it",
     )
 
@@ -62,7 +69,15 @@ def _gpu(
     memory: int, flops: float, flops_float32: float, memory_rate: float, link_rate: float, hosts_rate: float, sheet: str
 ) -> Device:
     return Device(
-        *("gpu", memory, flops, flops_float32, memory_rate, link_rate, hosts_rate, 8, 0.1),
+        platform="gpu",
+        memory=memory,
+        flops=flops,
+        flops_float32=flops_float32,
+        memory_rate=memory_rate,
+        link_rate=link_rate,
+        hosts_rate=hosts_rate,
+        per_host=8,
+        reserve=0.1,
         source=f"NVIDIA's data sheet of the {sheet}, dense; NVLink one way; between hosts "
         f"{hosts_rate / 1e9:.0f} GB/s for eight GPUs",
     )
