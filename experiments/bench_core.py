@@ -107,7 +107,7 @@ def time_variants(name, chunk_size, batch, repeats):
     """(wall, processor) seconds of each call, by verifier. The first call of each is not counted."""
 
     def compiled(verifier):
-        objective = distill.Objective(DIVERGENCES[name], verifier, chunk_size=chunk_size)
+        objective = partial(distill.Objective(DIVERGENCES[name], verifier), chunk_size=chunk_size)
 
         def loss(student, teacher, mask, uniforms):
             sums = objective(student, teacher, mask, uniforms)

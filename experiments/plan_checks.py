@@ -6,7 +6,7 @@ Result:   experiments/results/plan_checks.csv, one line a compilation
 
 Qwen2.5-7B to Qwen2.5-1.5B, all weights trained, bfloat16, 8 rows of 1,024 tokens a device:
   depth      both models cut to a quarter, a half and all of their layers: compiling must not take longer
-  scaling    4 to 256 devices, weights divided over 4 and copied beyond: operations and memory of a device must be flat
+  scaling    4 to 256 devices, weights sharded over 4 and replicated beyond: work and memory of a device must be flat
 The paper's recipe (Qwen2-7B to Qwen2-1.5B, LoRA), and the same with all weights trained:
   selection  accept_all (plain distillation) against greedy_top_k and spec_k: peak memory must not grow by 1 %
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import jax
 
-from selecttkd_jax import planning
-from selecttkd_jax.config import RunConfig, load_config
+from selecttkd_jax import planning, runs
+from selecttkd_jax.runs import RunConfig, load_config
 
 HERE = Path(__file__).parent
 COLUMNS = ("check", "target", "setting", "layers", "peak_gib", "tflop", "sent_gib", "seconds", "cpu_seconds", "jax")
@@ -89,7 +89,7 @@ def sized(config: RunConfig, target: str) -> RunConfig:
 
 def measured(config: RunConfig, name: str, layers: int) -> tuple[str, ...]:
     """Peak, operations and traffic of a device, and the time that compiling took."""
-    target, pair = planning.parse_target(name), planning.abstract_pair(config)
+    target, pair = planning.parse_target(name), runs.abstract_pair(config)
     pair = replace(
         pair, student=replace(pair.student, num_layers=layers), teacher=replace(pair.teacher, num_layers=layers)
     )

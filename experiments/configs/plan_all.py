@@ -15,8 +15,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from selecttkd_jax.config import RunConfig, load_config
-from selecttkd_jax.planning import PlanOptions, plan
+from selecttkd_jax.planning import plan
+from selecttkd_jax.runs import RunConfig, load_config
 
 HERE = Path(__file__).parent
 STUDENTS = {"runs/qwen2-1.5b-sft": "Qwen2-1.5B-Instruct"}  # where a recipe starts from a student of its own
@@ -39,7 +39,7 @@ def main() -> None:
             print(output.relative_to(HERE), flush=True)
             unfinished = output.with_suffix(".unfinished")
             with unfinished.open("w") as file, contextlib.redirect_stdout(file):
-                plan(offline(load_config(path)), PlanOptions(target, arguments.search))
+                plan(offline(load_config(path)), target, search=arguments.search)
             unfinished.rename(output)
 
 

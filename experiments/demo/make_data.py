@@ -24,7 +24,7 @@ from selecttkd_jax import data, generation, models
 
 HERE = Path(__file__).parent
 SAMPLING = generation.Sampling(temperature=0.5, top_p=0.9, max_new_tokens=120)
-BATCH_SIZE = 64
+SLOTS = 64
 HELD_OUT = 40
 SEED = 0
 LOOP = 0.32  # size packed / size, below which an answer repeats itself
@@ -44,8 +44,8 @@ def main(model_directory: str) -> None:
         sampling=SAMPLING,
         stop_ids=stop_ids,
         key=jax.random.key(SEED),
-        batch_size=BATCH_SIZE,
-        progress=lambda count: print(f"{count} more answers, {time.perf_counter() - started:.0f} s", flush=True),
+        slots=SLOTS,
+        on_answer=lambda index, _: print(f"answer {index}, {time.perf_counter() - started:.0f} s", flush=True),
     )
 
     rows = []

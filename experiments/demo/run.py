@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from selecttkd_jax import data, models, runner
-from selecttkd_jax.checks import InputError
-from selecttkd_jax.config import RunConfig, load_config
+from selecttkd_jax import data, models, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.generation import Sampling
+from selecttkd_jax.runs import RunConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path("experiments/demo/demo.toml")
@@ -51,7 +51,7 @@ def main() -> int:
     try:
         config = load_config(CONFIG)
         make_models(config)
-        finished = runner.train(config)
+        finished = runs.train(config)
         console.rule("three answers")
         show_answers(config, finished)
     except InputError as error:
@@ -71,13 +71,13 @@ def make_models(config: RunConfig) -> None:
     teacher, student = Path(config.models.teacher), Path(config.models.student)
     if not teacher.exists():
         console.print(f"converting the teacher of {TEACHER_PACKAGE} to {teacher}")
-        models.convert_gguf(models.packaged_gguf(TEACHER_PACKAGE), teacher)
+        models.convert_gguf(models.find_packaged_gguf(TEACHER_PACKAGE), teacher)
     if not student.exists():
         console.print(f"pruning it to layers {', '.join(map(str, STUDENT_LAYERS))}: {student}")
         models.save_pretrained(student, models.prune_layers(models.from_pretrained(teacher), STUDENT_LAYERS))
 
 
-def show_answers(config: RunConfig, finished: runner.Run) -> None:
+def show_answers(config: RunConfig, finished: runs.Run) -> None:
     """The same questions to teacher, student before and student after; greedy, and cut short."""
     records = [data.Record(({"role": "user", "content": question},)) for question in QUESTIONS]
     speakers = {
@@ -85,7 +85,7 @@ def show_answers(config: RunConfig, finished: runner.Run) -> None:
         "student before": config.models.student,
         "student after": str(finished.student),
     }
-    answers = {name: runner.generate(model, records, SAMPLING) for name, model in speakers.items()}
+    answers = {name: runs.generate(model, records, SAMPLING) for name, model in speakers.items()}
     for number, question in enumerate(QUESTIONS):
         table = Table("", question, show_lines=True)
         for name in speakers:
@@ -93,8 +93,8 @@ def show_answers(config: RunConfig, finished: runner.Run) -> None:
         console.print(table)
 
 
-def show_numbers(finished: runner.Run) -> None:
-    """Held-out numbers before and after, and where everything lies."""
+def show_numbers(finished: runs.Run) -> None:
+    """Held-out numbers before and after, and where everything is."""
     table = Table("held-out", title=f"{finished.before['tokens']:,.0f} tokens of answers the student never saw")
     for column in ("student before", "student after", "teacher"):
         table.add_column(column, justify="right")

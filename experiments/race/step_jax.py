@@ -54,14 +54,15 @@ def main():
         ),
         len(batches),
     )
-    pair = models.Pair(student.config, teacher.config, int(arrays["vocab_size"]))
+    pair = training.Pair(student.config, teacher.config, int(arrays["vocab_size"]))
     states = {name: training.init_state(student.params, optimizer, seed=0) for name in options.verifiers}
     student = dataclasses.replace(student, params={})  # the states hold their own copies
+    frozen = training.Frozen(teacher.params)
     steps = {}
     for name, state in states.items():
         objective = distill.Objective(losses.forward_kl, VERIFIERS[name], floor=0.01, normalizer="token")
-        step = training.make_train_step(pair, objective, optimizer)
-        steps[name] = compile_ahead(step, state, teacher.params, batches[0])
+        step = training.make_train_step(training.OneStream(pair, objective), optimizer)
+        steps[name] = compile_ahead(step, state, frozen, batches[0])
     temporary = steps[options.verifiers[0]].memory_analysis().temp_size_in_bytes
     versions = f"jax {jax.__version__}, flax {flax.__version__}"
     channel.ready(versions=versions, compiled_temp_mib=temporary / 2**20)
@@ -72,7 +73,7 @@ def main():
         shift = turn % len(steps)  # everyone comes first equally often
         for name in options.verifiers[shift:] + options.verifiers[:shift]:
             wall, cpu = time.perf_counter(), time.process_time()
-            states[name], metrics = steps[name](states[name], teacher.params, batches[turn])
+            states[name], metrics = steps[name](states[name], frozen, batches[turn])
             jax.block_until_ready((states[name], metrics))
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             times[name] = {"seconds": wall, "cpu_seconds": cpu}

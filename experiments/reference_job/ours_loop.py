@@ -26,7 +26,7 @@ student = models.from_pretrained(options.student)
 batches = np.load(options.batches)
 steps = len(batches["input_ids"])
 
-pair = models.Pair(student.config, teacher.config, data.tokenizer_size(data.load_tokenizer(options.teacher)))
+pair = training.Pair(student.config, teacher.config, data.tokenizer_size(data.load_tokenizer(options.teacher)))
 objective = distill.Objective(
     divergence=losses.forward_kl,
     verifier=selection.accept_all,
@@ -47,13 +47,13 @@ optimizer = training.make_optimizer(
 )
 state = training.init_state(student.params, optimizer, seed=0)
 student = dataclasses.replace(student, params={})  # the state holds its own copy
-train_step = training.make_train_step(pair, objective, optimizer)
+train_step = training.make_train_step(training.OneStream(pair, objective), optimizer)
 
 history, seconds = [], []
 for index in range(steps):
     started = time.perf_counter()
     batch = data.Batch(**{field.name: batches[field.name][index] for field in dataclasses.fields(data.Batch)})
-    state, metrics = train_step(state, teacher.params, batch)
+    state, metrics = train_step(state, training.Frozen(teacher.params), batch)
     history.append(float(metrics["sums"].loss / metrics["sums"].count))
     seconds.append(time.perf_counter() - started)
     print(f"  ours  step {len(history):2d}  loss {history[-1]:.5f}  {seconds[-1]:6.2f} s", flush=True)

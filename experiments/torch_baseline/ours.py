@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from job import Settings, read_command_line
 
-from selecttkd_jax import data, distill, metrics, models, selection, training
-from selecttkd_jax.array_types import Params
+from selecttkd_jax import data, distill, models, selection, training
+from selecttkd_jax._array_types import Params
 
 
 def make_objective(settings: Settings) -> distill.Objective:
@@ -33,7 +33,7 @@ def train(teacher: Path, student: Path, batches: Mapping[str, np.ndarray], setti
     """Trains the student, one step a batch, and yields what each step measured."""
     teacher_model, student_model = models.from_pretrained(teacher), models.from_pretrained(student)
     # Every column of the heads counts, as it does in PyTorch.
-    pair = models.Pair(student_model.config, teacher_model.config, student_model.config.vocab_size)
+    pair = training.Pair(student_model.config, teacher_model.config, student_model.config.vocab_size)
     total_steps = len(batches["input_ids"])
     config = training.OptimizerConfig(
         learning_rate=settings.learning_rate,
@@ -45,12 +45,13 @@ def train(teacher: Path, student: Path, batches: Mapping[str, np.ndarray], setti
     state = training.init_state(student_model.params, optimizer, seed=settings.seed)
     del student_model  # the state holds its own copy
     expected = settings.verifier.endswith("_expected")
-    train_step = training.make_train_step(pair, make_objective(settings), optimizer, expected=expected)
+    train_step = training.make_train_step(
+        training.OneStream(pair, make_objective(settings), expected=expected), optimizer
+    )
 
     @jax.jit
     def greedy_verdicts(params: Params, teacher_params: Params, batch: data.Batch) -> jax.Array:
-        inputs = (batch.input_ids, batch.positions, batch.segment_ids)
-        return selection.greedy_top_k(*pair.logits(params, teacher_params, *inputs), k=settings.k)
+        return selection.greedy_top_k(*pair.logits(params, teacher_params, batch), k=settings.k)
 
     for step in range(total_steps):
         batch = data.Batch(**{one.name: batches[one.name][step] for one in dataclasses.fields(data.Batch)})
@@ -60,10 +61,10 @@ def train(teacher: Path, student: Path, batches: Mapping[str, np.ndarray], setti
             accepted = greedy_verdicts(state.params, teacher_model.params, batch)
             record["verdicts"] = "".join(str(int(verdict)) for verdict in np.asarray(accepted)[batch.loss_mask])
         started = time.perf_counter()
-        state, measured = train_step(state, teacher_model.params, batch)
+        state, measured = train_step(state, training.Frozen(teacher_model.params), batch)
         measured = jax.device_get(measured)
         seconds = time.perf_counter() - started
-        means = metrics.training_means(measured["sums"])
+        means = measured["sums"].means()
         record |= {"loss": means["loss"], "tar": means["tar"], "grad_norm": float(measured["grad_norm"])}
         yield record | {"seconds": seconds}
 
