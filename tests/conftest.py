@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices, strict dtype promotion and no silent rank promotion."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # LLVM's optimiser takes most of a small program's compile time and changes no result that a test looks at.
@@ -13,6 +14,13 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What one test has compiled, the next one takes from disk; each process has a folder of its own, since JAX writes there
+# without a lock.
+_compiled = tempfile.TemporaryDirectory(prefix="selecttkd_tests_")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 import pytest  # noqa: E402
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from selecttkd_jax.compilation import compile_ahead, compiled_ahead
+from selecttkd_jax.compilation import compile_ahead, compile_on_first_call
 
 
 def make_step():
@@ -36,7 +36,7 @@ def test_a_call_after_it_compiles_nothing_and_donates_as_before(caplog):
 
 
 def test_a_step_is_compiled_once_and_the_log_says_so(caplog):
-    step, state = compiled_ahead(make_step()), jnp.ones(3)
+    step, state = compile_on_first_call(make_step()), jnp.ones(3)
     for _ in range(3):
         state, _ = step(state, jnp.ones(3))
     assert state.tolist() == [4.0, 4.0, 4.0]
@@ -45,7 +45,7 @@ def test_a_step_is_compiled_once_and_the_log_says_so(caplog):
 
 
 def test_arguments_of_other_shapes_are_still_taken():
-    step = compiled_ahead(make_step())
+    step = compile_on_first_call(make_step())
     step(jnp.ones(3), jnp.ones(3))
     state, _ = step(jnp.ones(2), jnp.ones(2))
     assert state.tolist() == [2.0, 2.0]

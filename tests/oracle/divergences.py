@@ -123,6 +123,10 @@ def cross_entropy(zq, zp, label):
     return float(-np.log(q[label])), q - (np.arange(len(q)) == label)
 
 
+def hard_cross_entropy(zq, zp, label):
+    return cross_entropy(zq, zp, int(np.argmax(zp)) if label < 0 else label)
+
+
 def soft_cross_entropy(zq, zp):
     q, p = softmax(zq), softmax(zp)
     return float(-np.sum(p[p > 0] * np.log(q[p > 0]))), q - p

@@ -5,9 +5,8 @@ from oracle.divergences import entropy, hellinger, softmax
 
 
 def greedy_top_k(zq, zp, k):
-    """By sorting: the student's first argmax, against every token that reaches the teacher's k-th highest logit."""
-    zq, zp = np.asarray(zq, np.float64), np.asarray(zp, np.float64)
-    return float(zp[int(np.argmax(zq))] >= np.sort(zp)[::-1][k - 1])
+    """By sorting: the student's first argmax, among the teacher's first k."""
+    return label_in_top_k(zp, int(np.argmax(np.asarray(zq, np.float64))), k)
 
 
 def spec_k(zq, zp, k):
@@ -23,5 +22,6 @@ def entropy_gate(zq, zp, threshold, source):
 
 
 def label_in_top_k(zp, label, k):
+    """Among the first k of a stable sort by falling logit, and not excluded."""
     zp = np.asarray(zp, np.float64)
-    return float(zp[label] >= np.sort(zp)[::-1][k - 1])
+    return float(label in np.argsort(-zp, kind="stable")[:k] and zp[label] > -np.inf)

@@ -1,0 +1,170 @@
+"""Ways to break verifiers, scores, rankings and rates."""
+
+from tests.mutation.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "selection/_verifiers.py",
+        "verdict(place < k, jnp.where(proposes",
+        "verdict(place <= k, jnp.where(proposes",
+        "greedy k off by one",
+    ),
+    Mutant(
+        "selection/_verifiers.py",
+        "rank(teacher_logits, best_token(student_logits))",
+        "rank(teacher_logits, best_token(teacher_logits))",
+        "the teacher verifies itself",
+    ),
+    Mutant("selection/_verifiers.py", "(logits > logit) |", "(logits >= logit) |", "ties at the boundary rejected"),
+    Mutant(
+        "selection/_verifiers.py",
+        "jnp.min(jnp.where(is_best, token_ids, logits.shape[-1]), axis=-1)",
+        "jnp.max(jnp.where(is_best, token_ids, -1), axis=-1)",
+        "the highest of tied tokens proposed",
+    ),
+    Mutant("selection/_verifiers.py", "jnp.minimum(p, q)", "jnp.maximum(p, q)", "overlap is not min(p, q)"),
+    Mutant("selection/_verifiers.py", "jnp.expm1(k * jnp.log1p", "jnp.expm1((k - 1) * jnp.log1p", "Spec-k off by one"),
+    Mutant(
+        "selection/_verifiers.py",
+        "jnp.minimum(log_p - log_q, 0.0)",
+        "jnp.minimum(log_q - log_p, 0.0)",
+        "speculative ratio upside down",
+    ),
+    Mutant("selection/_verifiers.py", "verdict(distance <= tau", "verdict(distance >= tau", "Hellinger gate inverted"),
+    Mutant("selection/_weights.py", "floor + (1 - floor) * accepted", "accepted", "floor dropped"),
+    Mutant("selection/_weights.py", "(uniforms < acceptance)", "(uniforms > acceptance)", "draws inverted"),
+    Mutant("selection/_weights.py", "(1 - floor) * accepted", "accepted", "accepted tokens weigh more than 1"),
+    Mutant(
+        "selection/_controls.py",
+        "return 1.0 - verifier(student_logits, teacher_logits)\n",
+        "return verifier(student_logits, teacher_logits)\n",
+        "inverted gate not inverted",
+    ),
+    Mutant(
+        "selection/_scores.py",
+        "_excess(losses.cross_entropy(logits, labels), losses.cross_entropy(reference_logits, labels))",
+        "_excess(losses.cross_entropy(reference_logits, labels), losses.cross_entropy(logits, labels))",
+        "excess loss with the wrong sign",
+    ),
+    Mutant(
+        "selection/_ranking.py",
+        "jnp.lexsort((-scores, ~mask), axis=-1)",
+        "jnp.lexsort((scores, ~mask), axis=-1)",
+        "the lowest scores kept",
+    ),
+    Mutant(
+        "selection/_ranking.py",
+        "jnp.lexsort((-scores, ~mask), axis=-1)",
+        "jnp.argsort(-scores, axis=-1)",
+        "masked positions take part in the ranking",
+    ),
+    Mutant("selection/_ranking.py", "(below, below + 1)", "(below, below)", "quantile not interpolated"),
+    Mutant("selection/_ranking.py", "(jnp.sum(mask) - 1, 0) // 2", "(jnp.sum(mask), 0) // 2", "the upper median"),
+    Mutant(
+        "selection/_rates.py",
+        "jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1",
+        "jnp.cumsum(mask.astype(jnp.int32), axis=-1)",
+        "places in the response off by one",
+    ),
+    Mutant("selection/_rates.py", "_count(lengths > 0)", "_count(lengths >= 0)", "empty sequences counted"),
+    # Found by review, and held since
+    Mutant(
+        "selection/_scores.py",
+        "jnp.exp(log_rest(log_probs, is_target(log_probs, labels)))",
+        "1.0 - jnp.exp(losses.cross_entropy(logits, labels) * -1.0)",
+        "no digits in a sure teacher's uncertainty",
+    ),
+    # Guards: what stands where a formula alone would give NaN, infinity or noise
+    Mutant("selection/_verifiers.py", "-jnp.minimum(overlap, 1.0)", "-overlap", "an overlap above 1 by rounding"),
+    Mutant(
+        "selection/_verifiers.py",
+        "jnp.where(jnp.isnan(decided_by), jnp.nan, accepted.astype(jnp.float32))",
+        "accepted.astype(jnp.float32)",
+        "a verdict on NaN",
+    ),
+    Mutant(
+        "selection/_verifiers.py",
+        "jnp.where(proposes, place, jnp.nan)",
+        "place",
+        "a verdict on a student of NaN",
+    ),
+    Mutant(
+        "selection/_verifiers.py",
+        "jnp.where(logit[..., 0] > -jnp.inf, 0.0, jnp.inf)",
+        "0.0",
+        "what the teacher excludes is accepted",
+    ),
+    Mutant(
+        "selection/_scores.py",
+        "jnp.where(loss == reference_loss, 0.0, loss - reference_loss)",
+        "loss - reference_loss",
+        "two models that exclude the label have no excess",
+    ),
+    Mutant(
+        "selection/_rates.py",
+        "/ jnp.maximum(lengths, 1.0)",
+        "/ lengths",
+        "an empty sequence makes the acceptance rate NaN",
+    ),
+    Mutant(
+        "selection/_rates.py",
+        "nothing = self.denominator <= 0",
+        "nothing = self.denominator < 0",
+        "the rate of nothing is NaN",
+    ),
+    Mutant(
+        "selection/_ranking.py",
+        "bounded = jnp.clip(floats, -bound, bound)",
+        "bounded = floats",
+        "no quantile between infinite scores",
+    ),
+    # Boundaries: the number at which a rule changes
+    Mutant("selection/_verifiers.py", "(vocabulary < index)", "(vocabulary > index)", "ties go to the higher id"),
+    Mutant("selection/_verifiers.py", "logits < jnp.inf", "logits <= jnp.inf", "+inf taken for a logit"),
+    Mutant(
+        "selection/_verifiers.py",
+        "(token_ids >= 0) & (token_ids < logits.shape[-1])",
+        "token_ids < logits.shape[-1]",
+        "the label -1 read from the other end",
+    ),
+    Mutant("selection/_verifiers.py", "k > vocabulary:", "k >= vocabulary:", "k of the whole vocabulary refused"),
+    Mutant("selection/_verifiers.py", "distance <= tau", "distance < tau", "the gate's own distance rejected"),
+    Mutant("selection/_controls.py", "entropy <= threshold", "entropy < threshold", "the threshold's entropy rejected"),
+    Mutant("selection/_weights.py", "(uniforms < acceptance)", "(uniforms <= acceptance)", "a draw of 0 accepts 0"),
+    Mutant("selection/_ranking.py", "(scores <= threshold)", "(scores < threshold)", "the threshold's score dropped"),
+    Mutant("selection/_ranking.py", "scores < ordered[middle]", "scores <= ordered[middle]", "the median below itself"),
+    Mutant(
+        "selection/_ranking.py",
+        "jnp.where(fraction > 0, keep, 0.0)",
+        "keep",
+        "a fraction of 0 keeps one by its quantile",
+    ),
+    Mutant("selection/_ranking.py", "dtype=np.float64", "dtype=np.float32", "fractions multiplied in float32"),
+    Mutant("selection/_ranking.py", "reaching = bounded >= _", "reaching = bounded > _", "the quantile itself dropped"),
+    Mutant("selection/_rates.py", "0, bins - 1)", "0, bins)", "the last bin does not take the rest"),
+    # Which argument
+    Mutant(
+        "selection/_scores.py",
+        "losses.forward_kl(reference_logits, teacher_logits)",
+        "losses.forward_kl(teacher_logits, reference_logits)",
+        "the gap's reference in the wrong direction",
+    ),
+    Mutant(
+        "selection/_controls.py",
+        'teacher_logits if source == "teacher" else student_logits',
+        'student_logits if source == "teacher" else teacher_logits',
+        "the other model's entropy",
+    ),
+    Mutant(
+        "selection/_controls.py",
+        "verifier(student_logits, teacher_logits, labels=labels)",
+        "verifier(teacher_logits, student_logits, labels=labels)",
+        "models swapped in an inverted gate",
+    ),
+    Mutant(
+        "selection/_rates.py",
+        "floor * _total(1.0 - accepted, mask)",
+        "floor * _total(accepted, mask)",
+        "the weight share of the accepted",
+    ),
+]
