@@ -84,7 +84,7 @@ class RolloutFiles:
             yield lambda step, pairs: None
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        if end == 0 and self.path(epoch).exists():  # what other weights wrote may have taken hours
+        if end == 0 and self._holds_other(epoch, facts["made_with"]):  # what may have taken hours
             self.path(epoch).replace(self.path(epoch).with_suffix(".jsonl.old"))
         with self.path(epoch).open("ab") as file:
             file.truncate(end)
@@ -102,6 +102,14 @@ class RolloutFiles:
 
             yield add_step
             os.fsync(file.fileno())
+
+    def _holds_other(self, epoch: int, made_with: int) -> bool:
+        """Whether the file of an epoch begins with a whole row that other weights wrote."""
+        if not self.path(epoch).exists():
+            return False
+        with self.path(epoch).open("rb") as file:
+            first = _parse(file.readline())
+        return first is not None and first.get("made_with") != made_with
 
     def _response(self, text: Text) -> str:
         """The last response of a row."""
