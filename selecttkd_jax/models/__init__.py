@@ -3,6 +3,7 @@
 Everyone else sees (config, params) and pure functions; the modules stay inside.
 """
 
+from selecttkd_jax.models._attention import ATTENTIONS, choose_attention
 from selecttkd_jax.models._cache import KVCache, init_cache
 from selecttkd_jax.models._config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models._decoder import count_params, forward, head, head_logits, init_params, stored_head
@@ -21,6 +22,7 @@ from selecttkd_jax.models.files._new_directory import check_replaceable
 from selecttkd_jax.models.files._peft import load_adapter, save_adapter
 
 __all__ = [
+    "ATTENTIONS",
     "DecoderConfig",
     "KVCache",
     "LoraConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "attach_adapters",
     "check_replaceable",
     "check_weights",
+    "choose_attention",
     "convert_gguf",
     "count_params",
     "decoder_config",

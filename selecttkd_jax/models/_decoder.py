@@ -10,10 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
+from selecttkd_jax.models._attention import KEPT, attend, attend_causally, is_one_text
 from selecttkd_jax.models._cache import KVCache, write_tokens
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._int8 import dequantize_int8
-from selecttkd_jax.models._layers import KEPT, Block, RMSNorm, attend, set_adapters
+from selecttkd_jax.models._layers import Block, RMSNorm, set_adapters
 from selecttkd_jax.models._rotary import rotary_tables
 from selecttkd_jax.models._unstack import unstack_layers
 from selecttkd_jax.sharding import reshard_to_rows, shard_rows
@@ -55,6 +56,7 @@ def forward(
     *,
     dtype: jnp.dtype | None = None,
     remat: bool = False,
+    attention: str = "xla",
 ) -> tuple[HiddenStates, KVCache | None]:
     """Hidden states after the final norm; `head_logits` turns them into logits.
 
@@ -73,6 +75,9 @@ def forward(
             looked at.
         dtype: Dtype of activations, to which each layer's parameters are cast when used; None keeps the parameters'.
         remat: Recompute each layer in the backward pass instead of keeping its activations.
+        attention: How attention is computed where no cache is given: by the plain products (`xla`), or by a kernel,
+            from `choose_attention`. A kernel serves rows that are one text from their first slot on with padding
+            behind it, and gives NaN for any other.
 
     Returns:
         Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.
@@ -81,7 +86,10 @@ def forward(
     dtype = params["embedding"].dtype if dtype is None else dtype
     hidden = reshard_to_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
-    if cache is None:
+    served = mask = None
+    if cache is None and attention != "xla":
+        served = is_one_text(positions, segment_ids)
+    elif cache is None:
         mask = positions[:, None, :] <= positions[:, :, None]
         mask &= (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids != 0)[:, None, :]
     else:
@@ -91,7 +99,9 @@ def forward(
     def layer(hidden, layer_params, adapters, cached=None):
         block = set_adapters(nnx.merge(graph, dequantize_int8(layer_params, hidden.dtype)), adapters)
         queries, keys, values = block.attention.project(block.attention_norm(hidden), cosine, sine)
-        if cached is None:
+        if served is not None:
+            mixed = attend_causally(queries, keys, values, served, attention)
+        elif cached is None:
             mixed = attend(queries, keys, values, mask)
         else:
             cached = write_tokens(cached, keys, values, positions)

@@ -6,20 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from selecttkd_jax._array_types import Params
+from selecttkd_jax.models._attention import KEPT
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._rotary import rotate
 
-# Finite, so that a row without any key (padding) gives a plain average and not NaN.
-MASKED_SCORE = -1e30
-
 # Below this, the square of a column's length counts as rounding.
 SMALLEST_SQUARE = 1e-24
-
-# The name under which `jax.checkpoint` knows the results of the large products.
-KEPT = "kept"
 
 
 class RMSNorm(nnx.Module):
@@ -139,36 +134,6 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         return rotate(queries, cosine, sine), rotate(keys, cosine, sine), values
-
-
-def attend(
-    queries: Float[Array, "B T H E"],
-    keys: Float[Array, "B S K E"],
-    values: Float[Array, "B S K E"],
-    mask: Bool[Array, "B T S"],
-    *,
-    key_axes: str = "BSKE",
-    value_axes: str = "BSKE",
-) -> Float[Array, "B T H E"]:
-    """`softmax(q k^T / sqrt(E)) v` over the unmasked keys, scores and softmax in float32.
-
-    The axes of keys and values may stand in another order, which `key_axes` and `value_axes` say.
-    """
-    batch, length, num_heads, head_dim = queries.shape
-    num_kv_heads, slots = keys.shape[key_axes.index("K")], keys.shape[key_axes.index("S")]
-    group = num_heads // num_kv_heads
-    # Query heads that share a key head become further rows of one product: [B, K, group * T, E] x [B, K, E, S].
-    queries = (queries * head_dim**-0.5).reshape(batch, length, num_kv_heads, group, head_dim)
-    queries = queries.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
-    scores = jnp.einsum(f"BKNE,{key_axes}->BKNS", queries, keys, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, group, length, slots)
-    scores = jnp.where(mask[:, None, None, :, :], scores, MASKED_SCORE)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    weights = weights.reshape(batch, num_kv_heads, group * length, slots)
-    mixed = jnp.einsum(f"BKNS,{value_axes}->BKNE", weights, values)
-    mixed = mixed.reshape(batch, num_kv_heads, group, length, head_dim)
-    mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
-    return checkpoint_name(mixed, KEPT)
 
 
 class GatedMLP(nnx.Module):

@@ -1,6 +1,7 @@
 """A run's weights: what is frozen, what is trained."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -24,7 +25,7 @@ def load_teacher(mesh: Mesh, config: RunConfig, pair: Pair, rows: data.Rows, sha
         return models.from_pretrained(config.models.teacher, jnp.dtype(config.models.teacher_dtype), shardings).params
     exact = models.from_pretrained(config.models.teacher, jnp.dtype(config.models.compute_dtype), shardings).params
     params = models.quantize_int8(exact)
-    both = Pair(student=pair.teacher, teacher=pair.teacher, vocab_size=pair.vocab_size, dtype=pair.dtype)
+    both = replace(pair, student=pair.teacher, lora=None)
     cost = make_held_out(mesh, config, both, Frozen(teacher=exact), rows)(params)
     logger.info(
         "int8 teacher: KL(%s teacher || int8 teacher) = %.2e nats, same first choice on %.2f %% of %d held-out tokens",

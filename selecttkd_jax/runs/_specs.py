@@ -3,6 +3,8 @@
 A run loads its weights by these, and a plan compiles its step from them: both have the same step by construction.
 """
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +35,8 @@ from selecttkd_jax.training import (
     state_shardings,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StepSpecs:
@@ -62,6 +66,19 @@ def abstract_pair(config: RunConfig) -> Pair:
         remat=config.models.remat,
         lora=config.lora,
     )
+
+
+def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
+    """The pair with the attention that serves both of its models on these devices; the log says which.
+
+    Raises:
+        InputError: One was asked for that cannot serve.
+    """
+    decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
+    platform, tensor = mesh.devices.flat[0].platform, mesh.shape["tensor"]
+    attention, why = models.choose_attention(config.models.attention, platform, pair.dtype, *decoders, tensor=tensor)
+    logger.info("attention: %s (%s)", attention, why)
+    return dataclasses.replace(pair, attention=attention)
 
 
 def build_method(
@@ -113,6 +130,7 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
     Raises:
         InputError: Something does not divide over the mesh.
     """
+    pair = choose_attention(config, pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     method = build_method(config, pair, mesh)
     specs, shardings = _arguments(config, pair, mesh, optimizer, method.source.shapes)

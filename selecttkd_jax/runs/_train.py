@@ -31,7 +31,7 @@ from selecttkd_jax.runs._identity import (
 from selecttkd_jax.runs._load import load_teacher, trained_weights
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
-from selecttkd_jax.runs._specs import build_method, make_step, model_shardings
+from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
 from selecttkd_jax.runs._toml import save_config
 from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share
 from selecttkd_jax.sources import EngineWriters, Recorder, Stored, Writers
@@ -104,6 +104,7 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
+    prepared = replace(prepared, pair=choose_attention(config, prepared.pair, mesh))
     student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
     first = jax.process_index() == 0
     rows_by_name = {"training rows": prepared.train_rows, "held-out rows": prepared.held_out_rows}

@@ -37,6 +37,7 @@ class Pair:
         dtype: Name of the dtype in which both compute; statistics stay float32.
         remat: Whether the student's layers are recomputed in the backward pass instead of stored.
         lora: What the student's adapters are made with; None where all of it is trained.
+        attention: How attention over whole rows is computed, from `models.choose_attention`.
     """
 
     student: DecoderConfig
@@ -45,6 +46,7 @@ class Pair:
     dtype: str = "float32"
     remat: bool = False
     lora: LoraConfig | None = None
+    attention: str = "xla"
 
     def student_params(self, trained: Params, base: Params | None = None) -> Params:
         """The student's parameters for the other methods: `trained` itself, or `trained` as adapters of a `base`."""
@@ -62,10 +64,11 @@ class Pair:
         """
         dtype = jnp.dtype(self.dtype)
         inputs = batch.input_ids, batch.positions, batch.segment_ids
-        student_hidden, _ = forward(self.student, student_params, *inputs, dtype=dtype, remat=self.remat)
+        options = {"dtype": dtype, "attention": self.attention}
+        student_hidden, _ = forward(self.student, student_params, *inputs, remat=self.remat, **options)
         if self.teacher is None:
             return student_hidden, None
-        teacher_hidden, _ = forward(self.teacher, jax.lax.stop_gradient(_require(teacher_params)), *inputs, dtype=dtype)
+        teacher_hidden, _ = forward(self.teacher, jax.lax.stop_gradient(_require(teacher_params)), *inputs, **options)
         return student_hidden, teacher_hidden
 
     def heads(self, student_params: Params, teacher_params: Params | None) -> tuple[Head, Head | None]:

@@ -1,0 +1,133 @@
+"""Attention: the plain products, which any mask and dtype go through, and the kernels of accelerators.
+
+Axis letters: B T H K E as in `_array_types`; S counts the keys' slots.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
+
+from selecttkd_jax._errors import InputError, check_one_of
+from selecttkd_jax.models._config import DecoderConfig
+
+ATTENTIONS = ("xla", "cudnn")
+
+# Finite, so that a row without any key (padding) gives a plain average and not NaN.
+MASKED_SCORE = -1e30
+
+# The name under which `jax.checkpoint` knows the results of the large products.
+KEPT = "kept"
+
+# What cuDNN takes on Ampere as well.
+CUDNN_DTYPES = ("bfloat16", "float16")
+CUDNN_LARGEST_HEAD = 128
+
+
+def choose_attention(
+    asked: str, platform: str, dtype: str, *decoders: DecoderConfig, tensor: int = 1
+) -> tuple[str, str]:
+    """How attention over a whole row is computed, one of `ATTENTIONS`, and why.
+
+    Args:
+        asked: `auto`, or one of them.
+        platform: What computes: `gpu`, `tpu` or `cpu`.
+        dtype: In which.
+        *decoders: The models.
+        tensor: Over how many devices heads are sharded.
+
+    Raises:
+        InputError: `cudnn` was asked for and cannot serve.
+
+    Example:
+        >>> choose_attention("auto", "cpu", "float32")
+        ('xla', 'the platform is cpu')
+    """
+    check_one_of("models.attention", asked, ("auto", *ATTENTIONS))
+    if asked == "xla":
+        return "xla", "as asked"
+    obstacle = _find_obstacle(platform, dtype, decoders, tensor)
+    if obstacle is None:
+        return "cudnn", "as asked" if asked == "cudnn" else f"the platform is gpu and the dtype {dtype}"
+    if asked == "cudnn":
+        raise InputError(f'models.attention = "cudnn" cannot serve: {obstacle}; leave it out or set it to "xla"')
+    return "xla", obstacle
+
+
+def _find_obstacle(platform: str, dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int) -> str | None:
+    """Why cuDNN does not serve; None where it does."""
+    if platform != "gpu":
+        return f"the platform is {platform}"
+    if dtype not in CUDNN_DTYPES:
+        return f"cuDNN has no kernel for {dtype}"
+    for decoder in decoders:
+        if decoder.head_dim % 8 or decoder.head_dim > CUDNN_LARGEST_HEAD:
+            return f"heads of size {decoder.head_dim} (a multiple of 8 up to {CUDNN_LARGEST_HEAD} is)"
+        if decoder.num_kv_heads % tensor:
+            return f"{decoder.num_kv_heads} key heads do not divide over {tensor} devices"
+    return None
+
+
+def attend(
+    queries: Float[Array, "B T H E"],
+    keys: Float[Array, "B S K E"],
+    values: Float[Array, "B S K E"],
+    mask: Bool[Array, "B T S"],
+    *,
+    key_axes: str = "BSKE",
+    value_axes: str = "BSKE",
+) -> Float[Array, "B T H E"]:
+    """`softmax(q k^T / sqrt(E)) v` over the unmasked keys, scores and softmax in float32.
+
+    Scores are written out: memory and traffic grow with T S. Any mask is served.
+
+    The axes of keys and values may stand in another order, which `key_axes` and `value_axes` say.
+    """
+    batch, length, num_heads, head_dim = queries.shape
+    num_kv_heads, slots = keys.shape[key_axes.index("K")], keys.shape[key_axes.index("S")]
+    group = num_heads // num_kv_heads
+    # Query heads that share a key head become further rows of one product: [B, K, group * T, E] x [B, K, E, S].
+    queries = (queries * head_dim**-0.5).reshape(batch, length, num_kv_heads, group, head_dim)
+    queries = queries.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
+    scores = jnp.einsum(f"BKNE,{key_axes}->BKNS", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, group, length, slots)
+    scores = jnp.where(mask[:, None, None, :, :], scores, MASKED_SCORE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    weights = weights.reshape(batch, num_kv_heads, group * length, slots)
+    mixed = jnp.einsum(f"BKNS,{value_axes}->BKNE", weights, values)
+    mixed = mixed.reshape(batch, num_kv_heads, group, length, head_dim)
+    mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+    return checkpoint_name(mixed, KEPT)
+
+
+def is_one_text(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Bool[Array, " B"]:
+    """Rows that are one text from their first slot on, with padding behind it."""
+    count = jnp.arange(positions.shape[1])[None, :]
+    real = segment_ids != 0
+    first = segment_ids[:, :1]
+    as_expected = jnp.where(real, (positions == count) & (segment_ids == first), True)
+    # Once padding begins it goes on.
+    return jnp.all(as_expected, axis=1) & jnp.all(real[:, :-1] | ~real[:, 1:], axis=1)
+
+
+def attend_causally(
+    queries: Float[Array, "B T H E"],
+    keys: Float[Array, "B T K E"],
+    values: Float[Array, "B T K E"],
+    served: Bool[Array, " B"],
+    attention: str,
+) -> Float[Array, "B T H E"]:
+    """The same over each row's own earlier tokens, by a kernel that never writes scores out.
+
+    Padding behind a text needs no mask: no token of the text looks at what comes after it.
+
+    Args:
+        queries: Of a whole row.
+        keys: Likewise.
+        values: Likewise.
+        served: From `is_one_text`. Other rows come out as NaN: such a mask is never ignored in silence.
+        attention: `cudnn`; `xla` takes JAX's own products in its place, for tests on a CPU.
+    """
+    mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation=attention)  # type: ignore[arg-type]
+    mixed = jnp.where(served[:, None, None, None], mixed, jnp.nan)
+    return checkpoint_name(mixed, KEPT)
