@@ -2,6 +2,8 @@
 
 Command:   make bench-methods ARGS=GSM8K_TRAIN.jsonl     (or: python experiments/bench_methods.py GSM8K_TRAIN.jsonl)
            --methods gkd,kd  --selections off,greedy     some of the runs
+           --jobs 8                                      so many runs at a time, on a GPU with
+                                                         XLA_PYTHON_CLIENT_PREALLOCATE=false
            --draw                                        the figure alone, from the CSV files that are there
 Needs:     two CPU cores, 6 GB of memory, 2 GB of disk; train.jsonl of github.com/openai/grade-school-math.
 Time:      about a minute and a half a run on two quiet cores; a method has three runs (sft has one).
@@ -21,11 +23,13 @@ import argparse
 import csv
 import datetime
 import logging
+import multiprocessing
 import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -126,6 +130,7 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(METHODS), help="which ones, by commas; none for none")
     parser.add_argument("--selections", default=",".join(SELECTIONS), help="off, greedy, spec_k")
     parser.add_argument("--rounds", type=int, default=5, help="of the step's timing; 0 leaves it out")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a GPU they share it")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_methods", help="models and unfinished runs")
     parser.add_argument("--draw", action="store_true", help="draw the figure and run nothing")
     options = parser.parse_args()
@@ -138,9 +143,9 @@ def main() -> int:
         make_inputs(options.work, options.gsm8k)
         here = {"date": datetime.date.today().isoformat(), **describe()}
         methods = [name for name in options.methods.split(",") if name in METHODS]
-        for case in [Case(method, selection) for method in methods for selection in options.selections.split(",")]:
-            if case.method != "sft" or case.selection == "off":
-                run_case(case, options.work, here)
+        cases = [Case(method, selection) for method in methods for selection in options.selections.split(",")]
+        cases = [case for case in cases if case.method != "sft" or case.selection == "off"]
+        run_cases(cases, options.work, here, options.jobs)
         if options.rounds:
             time_step(options.work, options.rounds, here)
     draw()
@@ -187,27 +192,39 @@ def write_rows(work: Path, gsm8k: Path, teacher: Path) -> None:
     (work / "held_out.jsonl").write_text("".join(held_out), encoding="utf-8")
 
 
-def run_case(case: Case, work: Path, here: dict[str, Any]) -> None:
-    """Trains, and adds the run's line and its curve to the CSV files; leaves out a run that is there already."""
-    key = {"method": case.method, "selection": case.selection}
-    if any(line.items() >= (key | {"commit": here["commit"]}).items() for line in read_csv("methods.csv")):
-        print(f"{case.method}, {case.selection}: there already", flush=True)
-        return
-    print(f"{case.method}, {case.selection}", flush=True)
+def run_cases(cases: list[Case], work: Path, here: dict[str, Any], jobs: int) -> None:
+    """Trains what is not there already, and adds each run's line and curve to the CSV files once it is done."""
+    there = [line for line in read_csv("methods.csv") if line["commit"] == here["commit"]]
+    cases = [case for case in cases if not any(line.items() >= asdict(case).items() for line in there)]
+    if jobs == 1:
+        finished = (train(case, work, here["commit"]) for case in cases)
+    else:
+        # Processes, since a run compiles for longer than it computes.
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+        pending = [pool.submit(train, case, work, here["commit"]) for case in cases]
+        finished = (future.result() for future in as_completed(pending))
+    for number, (case, rows, seconds) in enumerate(finished, 1):
+        key = asdict(case)
+        replace_lines("methods.csv", key, [key | summarise(rows) | {"seconds": round(seconds)} | here])
+        replace_lines("methods_curves.csv", key, [key | curve_point(row) for row in rows])
+        print(f"{number} of {len(cases)}: {case.method}, {case.selection}, {seconds:.0f} s", flush=True)
+
+
+def train(case: Case, work: Path, commit: str) -> tuple[Case, list[dict[str, float]], float]:
+    """The run's metrics, and how long it took."""
     directory = work / f"{case.method}-{case.selection}"
     made_by = directory.with_suffix(".commit")
-    if made_by.exists() and made_by.read_text() != here["commit"]:
+    if made_by.exists() and made_by.read_text() != commit:
         shutil.rmtree(directory, ignore_errors=True)
-    made_by.write_text(here["commit"])
+    made_by.write_text(commit)
     began = time.perf_counter()
     runs.train(case.config(work))
     rows = read_metrics(directory / "metrics.jsonl")
-    replace_lines("methods.csv", key, [key | summarise(rows) | {"seconds": round(time.perf_counter() - began)} | here])
-    replace_lines("methods_curves.csv", key, [key | curve_point(row) for row in rows])
     # A checkpoint is a gigabyte; what the student wrote stays.
     for name in ("checkpoints", "student"):
         shutil.rmtree(directory / name)
     made_by.unlink()
+    return case, rows, time.perf_counter() - began
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
