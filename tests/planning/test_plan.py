@@ -52,13 +52,18 @@ def test_weights_and_optimizer_where_nothing_is_sharded(config):
 
 
 @pytest.mark.parametrize(
-    ("method", "more"), [(SpeculativeKd(), 0), (MiniLlm(pretraining=1.0), 12 + 17)], ids=["skd", "minillm"]
+    ("method", "arrays"), [(SpeculativeKd(), 17), (MiniLlm(pretraining=1.0), 17 + 12 + 17)], ids=["skd", "minillm"]
 )
-def test_methods_by_which_both_models_write_are_planned_with_the_batch_their_loss_takes(config, fsdp, method, more):
-    """Rollouts have three numbers more a token, and the stored rows beside them."""
+def test_methods_by_which_both_models_write_are_planned_with_the_batch_their_loss_takes(config, method, arrays):
+    """Rollouts have three numbers more a token, and the stored rows beside them.
+
+    A token of a stored row is four integers and a byte of mask. Only cross-entropy looks at the labels among them, so
+    a release of jax may leave those of a method without it out of the step's arguments.
+    """
     tokens = config.data.batch_size * config.data.max_length // 8
-    planned = compiled(replace(config, method=method))[0]
-    assert planned.memory.batch == fsdp[0].memory.batch + more * tokens
+    step_and_key = 4 + 8
+    batch = compiled(replace(config, method=method))[0].memory.batch - step_and_key
+    assert batch == arrays * tokens or (method.name == "speculative_kd" and batch == (arrays - 4) * tokens)
 
 
 def test_adapters_of_a_frozen_student_and_a_teacher_in_int8(config):

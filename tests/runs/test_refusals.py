@@ -107,7 +107,7 @@ def test_a_students_response_that_nobody_looks_at_is_counted(config, tmp_path, c
     file = write(tmp_path / "pairs.jsonl", [pair, pair, {"prompt": "the cat", "completion": "sat"}])
     prepare(config, Kd(), train=file)
     (line,) = [record.getMessage() for record in caplog.records if "student_response" in record.getMessage()]
-    assert line.startswith("2 of 3 training records have a student_response, which method kd does not look at")
+    assert line.startswith("2 of 3 training records have a student_response, which method kd, as it is set, does not")
     assert "distillm2" in line
     caplog.clear()
     prepare(config, Kd())
