@@ -12,7 +12,7 @@ from selecttkd_jax import runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import COMMANDS, main
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
 
 def run_python(*words):

@@ -14,6 +14,8 @@ from selecttkd_jax.evaluation._rollouts import split_text
 from selecttkd_jax.sharding import MeshConfig, make_mesh, place_batch
 from selecttkd_jax.sources import Taken
 
+pytestmark = pytest.mark.one_stack
+
 SHAPE = dict(hidden_size=10, mlp_size=13, num_heads=2, num_kv_heads=1, head_dim=4, tied_head=True, init_scale=0.5)
 TEACHER = models.DecoderConfig(vocab_size=19, num_layers=2, **SHAPE)
 STUDENT = models.DecoderConfig(vocab_size=17, num_layers=1, **SHAPE)

@@ -16,6 +16,8 @@ from selecttkd_jax.generation import Sampling
 from selecttkd_jax.sharding import MeshConfig, make_mesh, place_batch
 from selecttkd_jax.training import Frozen, Pair, init_state, make_train_step
 
+pytestmark = pytest.mark.one_stack
+
 SHAPE = {"hidden_size": 8, "mlp_size": 12, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "init_scale": 0.4}
 STUDENT = models.DecoderConfig(vocab_size=20, num_layers=1, **SHAPE)
 TEACHER = models.DecoderConfig(vocab_size=18, num_layers=2, **SHAPE)

@@ -16,7 +16,7 @@ from selecttkd_jax.generation import Sampling
 from selecttkd_jax.methods import OnPolicyKd
 from selecttkd_jax.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 CLOCKS = ("seconds", "tokens_per_second")
 

@@ -17,7 +17,7 @@ from selecttkd_jax.methods import DistiLlm2
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._prepare import prepare
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
 METHOD = DistiLlm2(teacher_text="stored", student_text="stored", sampling=Sampling(max_new_tokens=400))
 

@@ -25,7 +25,7 @@ from selecttkd_jax.runs import LoggingConfig, save_config
 from selecttkd_jax.sharding import MeshConfig
 from selecttkd_jax.sources import _writer
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 METHODS = {
@@ -217,7 +217,6 @@ main(["train", config])
 """
 
 
-@pytest.mark.one_stack
 @pytest.mark.parametrize(
     ("name", "where", "after"), [("rounds", "_write", 2), ("distillm", "place_batch", 6), ("epochs", "_write", 13)]
 )
@@ -252,7 +251,6 @@ def environment_of(devices):
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-@pytest.mark.one_stack
 def test_two_processes_write_and_learn_as_one_device_does(whole, config, tmp_path):
     with socket.socket() as found:
         found.bind(("localhost", 0))

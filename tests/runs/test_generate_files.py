@@ -10,7 +10,7 @@ from selecttkd_jax import data, runs
 from selecttkd_jax.cli import main
 from selecttkd_jax.runs import config_from_dict, config_to_dict
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
 OPTIONS = "--max-new-tokens 14 --temperature 1.5 --min-p 0.02 --slots 3 --seed 4".split()
 

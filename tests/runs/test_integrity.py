@@ -16,7 +16,7 @@ from selecttkd_jax._errors import InputError
 from selecttkd_jax.runs import _prepare, config_from_dict, config_to_dict
 from selecttkd_jax.training import LoopConfig
 
-pytestmark = pytest.mark.usefixtures("lenient_promotion")
+pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
 
 @pytest.fixture(scope="module")

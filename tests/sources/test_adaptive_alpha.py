@@ -13,6 +13,8 @@ from selecttkd_jax.sharding import MeshConfig, make_mesh
 from selecttkd_jax.sources import AdaptiveAlpha
 from selecttkd_jax.training import Frozen, Pair
 
+pytestmark = pytest.mark.one_stack
+
 B, T, V, WINDOW, STEPS = 4, 9, 19, 3, 7
 SHAPE = {"hidden_size": 8, "mlp_size": 12, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "init_scale": 0.8}
 CONFIG = models.DecoderConfig(vocab_size=V, num_layers=1, **SHAPE)

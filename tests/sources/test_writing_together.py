@@ -14,6 +14,8 @@ from selecttkd_jax.sharding import MeshConfig, make_mesh
 from selecttkd_jax.sources import Writers, split_prompts
 from selecttkd_jax.training import Frozen, Pair
 
+pytestmark = pytest.mark.one_stack
+
 LENGTH, ROWS, STOPS, RULE = 24, 4, (3, 5), KeepTopK(6, block=3)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=10)
 PAIR = Pair(
