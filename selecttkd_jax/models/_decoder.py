@@ -86,10 +86,8 @@ def forward(
     dtype = params["embedding"].dtype if dtype is None else dtype
     hidden = reshard_to_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
-    served = mask = None
-    if cache is None and attention != "xla":
-        served = is_one_text(positions, segment_ids)
-    elif cache is None:
+    served = is_one_text(positions, segment_ids) if cache is None and attention != "xla" else None
+    if cache is None:
         mask = positions[:, None, :] <= positions[:, :, None]
         mask &= (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids != 0)[:, None, :]
     else:

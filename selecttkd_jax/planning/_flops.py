@@ -34,6 +34,8 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
         left = computation.operand_shapes(instruction)[0]
         pattern = r'"lhs_contracting_dimensions":\[([^\]]*)\]'
         return 2 * prod(instruction.shapes[0].sizes) * _contracted(left, instruction, pattern)
+    if instruction.opcode == "custom-call" and "__cudnn$fmha" in instruction.attributes:
+        return _attention_flops(computation.operand_shapes(instruction)[1], instruction)
     if instruction.opcode == "convolution":
         left, right = computation.operand_shapes(instruction)[:2]
         return _convolution_flops(left, right, instruction.shapes[0], instruction.attributes)
@@ -45,6 +47,14 @@ def _contracted(left: Shape, instruction: Instruction, pattern: str) -> int:
     if not found:
         return 0
     return prod(left.sizes[int(axis)] for axis in re.findall(r"\d+", found[1]))
+
+
+def _attention_flops(keys: Shape, instruction: Instruction) -> int:
+    """Attention as cuDNN computes it: two products, and five backwards (the scores anew), halved if causal."""
+    batch, heads, length, head_dim = instruction.shapes[0].sizes
+    products = 5 if "Backward" in instruction.attributes else 2
+    whole = 2 * products * batch * heads * length * keys.sizes[1] * head_dim
+    return whole // 2 if '"mask_type": "CAUSAL"' in instruction.attributes else whole
 
 
 def _convolution_flops(left: Shape, right: Shape, result: Shape, attributes: str) -> int:

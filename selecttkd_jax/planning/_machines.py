@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,25 @@ def _gpu_topology(target: Target) -> topologies.TopologyDescription:
     )
 
 
+@contextlib.contextmanager
+def described_cudnn(devices: Sequence[Any]) -> Iterator[None]:
+    """Lowers attention for GPUs that are not there: jax would ask this machine which cuDNN it has.
+
+    The compiler is told by `gpu_description`, in which the same release stands.
+    """
+    if devices[0].platform != "gpu":
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo  # no public name leads there
+
+    asked = fused_attention_stablehlo.check_cudnn_version
+    fused_attention_stablehlo.check_cudnn_version = lambda: _CUDNN[0] * 10_000 + _CUDNN[1] * 100
+    try:
+        yield
+    finally:
+        fused_attention_stablehlo.check_cudnn_version = asked
+
+
 def _cpu_devices(target: Target) -> Sequence[Any]:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # the devices exist already
@@ -72,6 +91,8 @@ def _require(module: str, target: Target, extra: str) -> None:
             f"pip install 'selecttkd-jax[{extra}]'"
         )
 
+
+_CUDNN = (9, 8)
 
 # Compute capability, multiprocessors, float32 units in each, level-2 cache, clock in GHz, shared memory of a
 # multiprocessor and of a block (NVIDIA, CUDA C++ Programming Guide, and the whitepapers of the A100 and the H100).
@@ -105,6 +126,6 @@ gpu_device_info {{
   block_dim_limit_z: 65535
 }}
 platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 }}
+dnn_version_info {{ major: {_CUDNN[0]} minor: {_CUDNN[1]} }}
 device_description_str: "{name}"
 """

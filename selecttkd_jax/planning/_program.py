@@ -12,6 +12,7 @@ import jax
 from selecttkd_jax import runs
 from selecttkd_jax._mesh_axes import BATCH_AXES
 from selecttkd_jax.planning._hlo import Program, parse
+from selecttkd_jax.planning._machines import described_cudnn
 from selecttkd_jax.runs import RunConfig
 from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Pair
@@ -77,7 +78,7 @@ def compile_step(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> Compi
     started, worked = time.perf_counter(), time.process_time()
     # Before the mesh is set: a key that is made under it would be made on devices that are not there.
     step, specs = runs.specify_step(config, pair, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), described_cudnn(devices):
         try:
             compiled = cast(jax.stages.Wrapped, step).lower(specs.state, specs.frozen, specs.batch).compile()
         except jax.errors.JaxRuntimeError as error:

@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from selecttkd_jax import models
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.data import DataConfig
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig
+from selecttkd_jax.models import ATTENTIONS, LoraConfig
 from selecttkd_jax.runs._sections import check_numbers
 from selecttkd_jax.sharding import MeshConfig
 from selecttkd_jax.sources import EngineConfig
@@ -44,7 +44,7 @@ class ModelsConfig:
         check_one_of("models.teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
         check_one_of("models.student_dtype", self.student_dtype, DTYPES)
         check_one_of("models.compute_dtype", self.compute_dtype, DTYPES)
-        check_one_of("models.attention", self.attention, ("auto", *models.ATTENTIONS))
+        check_one_of("models.attention", self.attention, ("auto", *ATTENTIONS))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: LoopConfig = field(default_factory=LoopConfig)
-    lora: models.LoraConfig | None = None
+    lora: LoraConfig | None = None
     """Adapters to train instead of the student's weights. Left out: all weights are trained."""
     engine: EngineConfig | None = None
     """A server that writes the student's text. Left out: the devices of the run write it."""

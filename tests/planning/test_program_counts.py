@@ -64,6 +64,32 @@ def test_products_that_a_tpu_writes_as_convolutions():
     assert flops == {"bf16": 2 * 96 * 24 * 40, "f32": 2 * 8 * 6 * 7 * 10}
 
 
+# What jax.grad of causal attention becomes for an H100: rows 2, query heads 16, key heads 8, 128 tokens, size 64.
+CUDNN_ATTENTION = """
+HloModule attention
+
+ENTRY %main (q: bf16[2,128,16,64], k: bf16[2,128,8,64], v: bf16[2,128,8,64]) -> bf16[2,16,128,64] {
+  %q = bf16[2,128,16,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,128,8,64]{3,2,1,0} parameter(1)
+  %v = bf16[2,128,8,64]{3,2,1,0} parameter(2)
+  %fwd = (bf16[2,16,128,64]{3,1,2,0}, f32[2,16,128]{2,1,0}, u8[0]{0}) custom-call(%q, %k, %v), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"mask_type": "MASK"}}
+  %mixed = bf16[2,16,128,64]{3,1,2,0} get-tuple-element(%fwd), index=0
+  %sums = f32[2,16,128]{2,1,0} get-tuple-element(%fwd), index=1
+  %bwd = (bf16[2,16,128,64]{3,1,2,0}, bf16[2,8,128,64]{3,1,2,0}, bf16[2,8,128,64]{3,1,2,0}, u8[0]{0}) \
+custom-call(%q, %k, %v, %sums, %mixed, /*index=5*/%mixed), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"cudnn_fmha_backend_config": {"mask_type": "MASK"}}
+  ROOT %dq = bf16[2,16,128,64]{3,1,2,0} get-tuple-element(%bwd), index=0
+}
+"""
+
+
+def test_attention_that_a_gpu_writes_as_one_call():
+    product = 2 * (2 * 16) * 128 * 128 * 64
+    assert matmul_flops(parse(CUDNN_ATTENTION.replace("MASK", "NO_MASK"))) == {"bf16": (2 + 5) * product}
+    assert matmul_flops(parse(CUDNN_ATTENTION.replace("MASK", "CAUSAL"))) == {"bf16": (2 + 5) * product // 2}
+
+
 def test_traffic_of_each_kind(mesh):
     @partial(jax.shard_map, in_specs=PartitionSpec("fsdp"), out_specs=PartitionSpec("fsdp"))
     def talk(x):
