@@ -420,9 +420,8 @@ def decode(check: Check) -> None:
     """A token of every row; the loop's own program."""
     config, rows, prompt, new = check.sizes["decode"]
     decoder = Decoder(config, Sampling(temperature=0, max_new_tokens=new), dtype=jnp.dtype(jnp.bfloat16))
-    params = jax.jit(lambda key: models.unstack_layers(models.init_params(config, key, jnp.bfloat16)))(
-        jax.random.key(0)
-    )
+    params = jax.jit(lambda key: models.init_params(config, key, jnp.bfloat16))(jax.random.key(0))
+    params = jax.jit(models.unstack_layers)(params)  # in one program each layer would draw all of them
     length = -(-(prompt + new - 1) // 64) * 64
     key, none = jax.random.key(0), np.full(8, -1, np.int32)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt)).astype(np.int32)
