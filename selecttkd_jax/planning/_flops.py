@@ -54,7 +54,7 @@ def _attention_flops(keys: Shape, instruction: Instruction) -> int:
     batch, heads, length, head_dim = instruction.shapes[0].sizes
     products = 5 if "Backward" in instruction.attributes else 2
     whole = 2 * products * batch * heads * length * keys.sizes[1] * head_dim
-    return whole // 2 if '"mask_type": "CAUSAL"' in instruction.attributes else whole
+    return whole // 2 if re.search(r'"mask_type":\s*"CAUSAL"', instruction.attributes) else whole
 
 
 def _convolution_flops(left: Shape, right: Shape, result: Shape, attributes: str) -> int:
