@@ -2,6 +2,7 @@
 # make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
 # make lint    ruff and pyright
 # make serve-test   the client against a real transformers serve
+# make gpu-check    on a machine with an NVIDIA GPU: right, how fast, and as planned? ten minutes
 # make bench   the race against PyTorch and TRL, about 40 minutes with nothing else running
 #
 # Each target sets up what it needs in .venv; nothing outside this folder is touched.
@@ -14,7 +15,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint serve-test reference-job torch-baseline bench bench-core bench-generate bench-methods
+.PHONY: demo test test-oldest test-newest lint serve-test reference-job torch-baseline bench bench-core bench-generate bench-methods gpu-check
 .PHONY: mutation clean
 
 demo: .venv/demo
@@ -62,6 +63,9 @@ bench-generate: .venv/test
 bench-methods: .venv/test
 	.venv/bin/python experiments/bench_methods.py $(ARGS)
 
+gpu-check: .venv/gpu
+	JAX_PLATFORMS=cuda,cpu .venv/bin/python experiments/gpu_check.py $(ARGS)
+
 mutation: .venv/test
 	.venv/bin/python -m tests.mutation
 
@@ -84,6 +88,10 @@ clean:
 
 .venv/lint: .venv/bin/python pyproject.toml
 	.venv/bin/python $(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+.venv/gpu: .venv/bin/python pyproject.toml requirements-gpu.txt
+	.venv/bin/python $(PIP_INSTALL) -r requirements-gpu.txt -e '.[train]'
 	@touch $@
 
 # The race's other side. TRL stays out of the environments that test this library.

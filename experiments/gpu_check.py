@@ -134,7 +134,7 @@ class Check:
         self.sizes, self.device, self.facts, self.output, self.rows = sizes, device, facts, output, []
         self.torch: list[dict] | None = None
 
-    def add(self, part: str, what: str, who: str, unit: str, value: float, **more: float) -> None:
+    def add(self, part: str, what: str, who: str, unit: str, value: float, **more: float | None) -> None:
         """A number; `more`: `allowed` for an error, `bound` for a least time, `memory_mib`."""
         more = {name: number for name, number in more.items() if number is not None}
         self.rows.append({"part": part, "what": what, "who": who, "unit": unit, "value": float(f"{value:.5g}"), **more})
@@ -510,6 +510,7 @@ def one_step(check: Check, target: planning.Target, scratch: Path, rows: int, le
         "gpu_check",
     ).resolved()
     what = f"{rows} x {length}, {kernel}"
+    peak_before = peak_mib(check.device)
     try:
         pair = runs.abstract_pair(config)
         planned = planning.compile_step(config, pair, [check.device])
@@ -532,12 +533,17 @@ def one_step(check: Check, target: planning.Target, scratch: Path, rows: int, le
     except jax.errors.JaxRuntimeError as error:
         print(f"step {what}: {str(error).splitlines()[0]}", flush=True)
         return
-    peak = (check.device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20
+    peak = peak_mib(check.device)  # the process's; a step that needs less than one before it does not show
     seconds = sorted(seconds[1:])[1]
-    check.add("step", what, "ours", "ms", 1000 * seconds, memory_mib=peak)
+    check.add("step", what, "ours", "ms", 1000 * seconds, memory_mib=peak if peak > peak_before else None)
     least = estimate.step_seconds
     check.add("step", what, "plan", "ms", 1000 * (least or float("nan")), memory_mib=planned.memory.peak / 2**20)
     check.add("step", what, "ours", "tokens/s", rows * length / seconds)
+
+
+def peak_mib(device: jax.Device) -> float:
+    """The most that this process has held of the device's memory."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20
 
 
 # --- PyTorch, in a process of its own ---
