@@ -50,7 +50,9 @@ def test_values_and_gradients_are_those_of_the_plain_products(kv_heads, remat):
     (_, expected), expected_gradient = jax.value_and_grad(loss, has_aux=True)(params, "xla")
     (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params, "cudnn")
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, expected_gradient)
+    # Beside the whole array: an entry near zero is the rest of a sum whose terms round differently.
+    near = jax.tree.map(lambda a, b: np.linalg.norm(a - b) <= 5e-6 * np.linalg.norm(b), gradient, expected_gradient)
+    assert all(jax.tree.leaves(near)), near
 
 
 @pytest.mark.parametrize("spoil", ["two texts", "a later start", "padding in front", "padding inside"])
