@@ -70,6 +70,13 @@ def generate(
                 f"{record.source}: the prompt holds the token id {max(prompt)}, and the model has {decoder.vocab_size} "
                 "embeddings: its tokenizer is larger than the model"
             )
+    stop_ids = data.stop_ids(tokenizer, model)
+    beyond = [stop_id for stop_id in stop_ids if stop_id >= decoder.vocab_size]
+    if beyond:
+        raise InputError(
+            f"{model} ends its turns with the token ids {beyond}, which it cannot write: it has {decoder.vocab_size} "
+            "embeddings; mend eos_token_id in its generation_config.json, or its tokenizer"
+        )
     devices = make_mesh(mesh or MeshConfig())
     compute = generation.default_dtype(devices) if dtype is None else jnp.dtype(dtype)
     settings = {
@@ -88,7 +95,6 @@ def generate(
         logger.info("%s has %d of %d answers already", file.path, len(answered), len(records))
     texts: dict[int, str] = {}
     if len(answered) < len(records):
-        stop_ids = data.stop_ids(tokenizer, model)
         with jax.set_mesh(devices), progress_bar("generating") as advance:
             params = _load(model, devices, compute)
             if slots is None:

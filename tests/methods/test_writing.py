@@ -136,6 +136,12 @@ MESHES = {"data": MeshConfig(data=2), "fsdp": MeshConfig(fsdp=2), "tensor": Mesh
         ("minillm", "fsdp"),
         ("epochs", "tensor"),
         ("adaptive", "fsdp"),
+        ("on_policy", "data"),
+        ("on_policy", "fsdp"),
+        ("imitkd", "data"),
+        ("imitkd_hard", "fsdp"),
+        ("seqkd", "data"),
+        ("seqkd", "fsdp"),
     ],
 )
 def test_a_mesh_writes_and_learns_as_one_device_does(whole, config, name, mesh, tmp_path):

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from data.small_tokenizers import build_tokenizer
 from runs import tiny_run
 
 from selecttkd_jax import data, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main
+from selecttkd_jax.generation import Sampling
 from selecttkd_jax.runs import config_from_dict, config_to_dict
 
 pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
@@ -84,3 +87,16 @@ def test_as_many_slots_as_the_memory_has_room_for(config, capsys):
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out.startswith("--- the cat\n") and "2 slots: each takes" in err and "GiB a device are free" in err
+
+
+@pytest.mark.parametrize("what", ["stop id", "prompt"])
+def test_a_tokenizer_larger_than_its_model_is_refused_before_the_model_is_loaded(prompts, what, tmp_path, monkeypatch):
+    tokenizer = build_tokenizer(tmp_path / "tokenizer")
+    size = len(tokenizer) - 1 if what == "stop id" else 5
+    tiny_run.write_teacher(tmp_path / "teacher", size)
+    if what == "stop id":
+        (tmp_path / "teacher" / "generation_config.json").write_text(json.dumps({"eos_token_id": size}))
+    monkeypatch.setattr(runs._generate, "_load", lambda *_: pytest.fail("loaded"))
+    message = rf"ends its turns with the token ids \[{size}\]" if what == "stop id" else "the prompt holds the token id"
+    with pytest.raises(InputError, match=message):
+        runs.generate(str(tmp_path / "teacher"), data.read_records(prompts)[:2], Sampling())
