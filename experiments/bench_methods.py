@@ -404,7 +404,6 @@ def draw() -> None:
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(bottom=0)
     for panel in panels[len(methods) :]:
         panel.set_visible(False)
     panels[0].legend(frameon=False, fontsize=7)
