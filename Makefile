@@ -2,6 +2,7 @@
 # make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
 # make lint    ruff and pyright
 # make serve-test   the client against a real transformers serve
+# make kill-test    every method killed while it writes and while it learns, ten minutes
 # make gpu-check    on a machine with an NVIDIA GPU: right, how fast, and as planned? ten minutes
 # make bench   the race against PyTorch and TRL, about 40 minutes with nothing else running
 #
@@ -15,7 +16,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint serve-test reference-job torch-baseline bench bench-core bench-generate bench-methods gpu-check
+.PHONY: demo test test-oldest test-newest lint serve-test kill-test reference-job torch-baseline bench bench-core bench-generate bench-methods bench-packing gpu-check
 .PHONY: mutation clean
 
 demo: .venv/demo
@@ -40,6 +41,9 @@ lint: .venv/lint
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 
+kill-test: .venv/test
+	.venv/bin/python -m pytest -q tests/methods/killed_runs.py
+
 serve-test: .venv-serve/test
 	.venv-serve/bin/python -m pytest -q tests/serve/real_server.py
 
@@ -58,6 +62,9 @@ bench-core: .venv/test
 
 bench-generate: .venv/test
 	.venv/bin/python experiments/bench_generate.py $(ARGS)
+
+bench-packing: .venv/test
+	.venv/bin/python experiments/bench_packing.py $(ARGS)
 
 # ARGS="GSM8K_TRAIN.jsonl --methods gkd,kd"
 bench-methods: .venv/test

@@ -11,6 +11,7 @@ from selecttkd_jax.data._batches import (
     make_batches,
 )
 from selecttkd_jax.data._config import RUN_DATE, DataConfig
+from selecttkd_jax.data._packing import PackedBatches, pack_batches
 from selecttkd_jax.data._prompts import describe_prompt
 from selecttkd_jax.data._records import Record, ResponseName, read_records, student_records
 from selecttkd_jax.data._rendering import render_plain_prompt, render_prompt
@@ -25,6 +26,7 @@ __all__ = [
     "BatchIterator",
     "DataConfig",
     "Finish",
+    "PackedBatches",
     "Record",
     "ResponseName",
     "Responses",
@@ -36,6 +38,7 @@ __all__ = [
     "eval_batches",
     "load_tokenizer",
     "make_batches",
+    "pack_batches",
     "read_records",
     "render_plain_prompt",
     "render_prompt",

@@ -13,18 +13,21 @@ import numpy as np
 from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax.data._rows import Rows
 
+# What a position in packed batches says of their sequences' length, and no other does.
+PACKED_INTO = "packed into"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of rows. Padding has id 0, segment 0 and no loss.
+    """A batch of rows, or of sequences in which rows are packed. Padding has id 0, segment 0 and no loss.
 
     Attributes:
         input_ids: What the model reads, int32 [B, T].
         labels: The token at the next position, int32 [B, T].
         loss_mask: True where `labels` is a token to learn, bool [B, T].
-        positions: 0 ... T - 1, int32 [B, T].
-        segment_ids: 1 for a row's tokens, 0 for padding, int32 [B, T].
+        positions: Of each token in its row, from 0; int32 [B, T].
+        segment_ids: The number of a token's row in its sequence, from 1; 0 for padding; int32 [B, T].
     """
 
     input_ids: Any
@@ -104,12 +107,7 @@ class BatchIterator(Iterator[Batch]):
         Raises:
             InputError: The state belongs to other rows, another seed or another batch size.
         """
-        for name, expected in self._identity.items():
-            if state.get(name) != expected:
-                raise InputError(
-                    f"the saved data position has {name} = {state.get(name)}, this run has {expected}; "
-                    "resume with the same data and options, or start a new run"
-                )
+        check_state(state, self._identity)
         self._iterator.set_state(state["position"])
 
 
@@ -147,28 +145,16 @@ def make_batches(
     import grain
 
     # Options that fit each other.
-    _check_fit(rows, batch_size, max_length)
-    check_at_least("process_count", process_count, 1)
-    if batch_size % process_count:
-        raise InputError(f"batch_size must be a multiple of the number of processes, {process_count}; got {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index must be in [0, {process_count}), got {process_index}")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be in [0, 2**32), got {seed}")
+    check_fit(rows, batch_size, max_length)
+    part = check_share(batch_size, seed, process_index, process_count)
     if epochs is not None:
         check_at_least("epochs", epochs, 1)
 
     # This process's part of each global batch, as a grain data set.
-    local_size = batch_size // process_count
-    first = process_index * local_size
-
     def local_batch(indices: Sequence[int]) -> Batch:
-        return _collate(rows, indices[first : first + local_size], local_size, max_length)
+        return collate(rows, [[index] for index in indices[part]], batch_size // process_count, max_length)
 
-    # For ever is 2^48 rows: grain's own endless length, rounded to batches of one row, is no length any more.
-    passes = 2**48 // len(rows) if epochs is None else epochs
-    indices = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(passes)
-    by_batch = indices.batch(batch_size, drop_remainder=False, batch_fn=list)
+    by_batch = shuffle_rows(rows, seed, epochs).batch(batch_size, drop_remainder=False, batch_fn=list)
     # The rows are in memory: reader threads would only contend for the interpreter.
     dataset = by_batch.map(local_batch).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     return BatchIterator(dataset, by_batch, {"seed": seed, "batch_size": batch_size, "rows": rows.fingerprint})
@@ -188,12 +174,46 @@ def eval_batches(rows: Rows, batch_size: int, max_length: int) -> list[Batch]:
     Raises:
         InputError: An option is out of range, or rows are longer than `max_length`.
     """
-    _check_fit(rows, batch_size, max_length)
+    check_fit(rows, batch_size, max_length)
+    alone = [[index] for index in range(len(rows))]
     starts = range(0, len(rows), batch_size)
-    return [_collate(rows, range(len(rows))[start : start + batch_size], batch_size, max_length) for start in starts]
+    return [collate(rows, alone[start : start + batch_size], batch_size, max_length) for start in starts]
 
 
-def _check_fit(rows: Rows, batch_size: int, max_length: int) -> None:
+def shuffle_rows(rows: Rows, seed: int, epochs: int | None = None) -> Any:
+    """The rows' indices by their place in one stream, shuffled anew each epoch: a `grain.MapDataset`."""
+    import grain
+
+    # For ever is 2^48 rows: grain's own endless length, rounded to batches of one row, is no length any more.
+    passes = 2**48 // len(rows) if epochs is None else epochs
+    return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(passes)
+
+
+def check_share(batch_size: int, seed: int, process_index: int, process_count: int) -> slice:
+    """A process's part of each global batch; raises InputError where batches cannot be shared so."""
+    check_at_least("process_count", process_count, 1)
+    if batch_size % process_count:
+        raise InputError(f"batch_size must be a multiple of the number of processes, {process_count}; got {batch_size}")
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process_index must be in [0, {process_count}), got {process_index}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be in [0, 2**32), got {seed}")
+    local_size = batch_size // process_count
+    return slice(process_index * local_size, (process_index + 1) * local_size)
+
+
+def check_state(state: dict[str, Any], identity: dict[str, int]) -> None:
+    """Raises InputError unless a saved position is one in the same batches."""
+    for name, expected in ({PACKED_INTO: None} | identity).items():
+        if state.get(name) != expected:
+            raise InputError(
+                f"the saved data position has {name} = {state.get(name)}, this run has {expected}; "
+                "resume with the same data and options, or start a new run"
+            )
+
+
+def check_fit(rows: Rows, batch_size: int, max_length: int) -> None:
+    """Raises InputError unless there are rows, and each fits into a sequence."""
     check_at_least("batch_size", batch_size, 1)
     longest = max(map(len, rows.tokens), default=0)
     if longest > max_length:
@@ -202,17 +222,23 @@ def _check_fit(rows: Rows, batch_size: int, max_length: int) -> None:
         raise InputError("there are no rows to make batches of")
 
 
-def _collate(rows: Rows, indices: Sequence[int], batch_size: int, length: int) -> Batch:
+def collate(rows: Rows, sequences: Sequence[Sequence[int]], batch_size: int, length: int) -> Batch:
+    """A batch of sequences, each of the rows with these indices, one behind the other; the rest is padding."""
     input_ids = np.zeros((batch_size, length), np.int32)
     labels = np.zeros((batch_size, length), np.int32)
     loss_mask = np.zeros((batch_size, length), bool)
-    segment_ids = np.zeros((batch_size, length), np.int32)
-    for row, index in enumerate(indices):
-        tokens = rows.tokens[index]
-        count = len(tokens)
-        input_ids[row, :count] = tokens
-        labels[row, : count - 1] = tokens[1:]
-        loss_mask[row, : count - 1] = rows.response[index][1:]
-        segment_ids[row, :count] = 1
     positions = np.tile(np.arange(length, dtype=np.int32), (batch_size, 1))
+    segment_ids = np.zeros((batch_size, length), np.int32)
+    for sequence, indices in enumerate(sequences):
+        start = 0
+        for segment, index in enumerate(indices, 1):
+            tokens = rows.tokens[index]
+            end = start + len(tokens)
+            input_ids[sequence, start:end] = tokens
+            # A row's last token has no label: the next one is another row's.
+            labels[sequence, start : end - 1] = tokens[1:]
+            loss_mask[sequence, start : end - 1] = rows.response[index][1:]
+            positions[sequence, start:end] = np.arange(len(tokens))
+            segment_ids[sequence, start:end] = segment
+            start = end
     return Batch(input_ids, labels, loss_mask, positions, segment_ids)

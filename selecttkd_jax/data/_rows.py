@@ -70,6 +70,10 @@ class Rows:
             checksum = zlib.crc32(response.tobytes(), zlib.crc32(tokens.tobytes(), checksum))
         return checksum
 
+    def fill(self, length: int) -> float:
+        """The share of sequences of `length` tokens that rows fill, one in each."""
+        return self.total_tokens / (len(self) * length)
+
     def summary(self) -> str:
         """One line for the log: rows kept, cut and dropped, and the share of tokens that carry loss."""
         share = 100 * self.response_tokens / max(self.total_tokens, 1)

@@ -25,7 +25,7 @@ from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import any_mesh, vary_alike
 from selecttkd_jax.distill._head_products import HeadInputs
 from selecttkd_jax.distill._inputs import Head, Tokens, check_kind
-from selecttkd_jax.distill._objective import Objective, check_alpha
+from selecttkd_jax.distill._objective import Objective, check_alpha, check_segments
 from selecttkd_jax.distill._placed_sweep import Placement, choose_placement, cut_to_equal_widths, placed_sweep
 from selecttkd_jax.distill._sums import LossSums, reduce_terms, token_coefficients
 from selecttkd_jax.distill._sweep import Evaluate
@@ -101,6 +101,7 @@ def fused_head(
 
     # What goes along with each position into its chunk.
     alpha = tokens.alpha
+    check_segments(tokens.segment_ids, mask, alpha)
     if alpha is not None:
         check_alpha(alpha, mask.shape[0])
         alpha = jnp.broadcast_to(alpha[:, None, None], (*mask.shape, 1))
@@ -108,7 +109,7 @@ def fused_head(
     for name, values in per_token.items():
         if values is not None:
             check_same_shape(name, values, "mask", mask)
-    per_token |= {"alpha": alpha, "coefficient": token_coefficients(mask, objective.normalizer)}
+    per_token |= {"alpha": alpha, "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids)}
 
     # Devices of a `shard_map` of the caller may differ in all of it, as they do in their rows.
     inputs = (student, teacher, per_token, mask)
@@ -118,7 +119,7 @@ def fused_head(
     evaluate = _ObjectiveOnLogits(objective, vocab_size)
     placement = choose_placement(student, teacher, chunk_size, memory_budget, skip_weightless=skip_rejected)
     loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
-    return replace(reduce_terms(terms, mask, objective.normalizer), loss=loss)
+    return replace(reduce_terms(terms, mask, objective.normalizer, tokens.segment_ids), loss=loss)
 
 
 @any_mesh(like="mask")

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from selecttkd_jax._array_types import Array, HiddenStates, PerToken, Scalar
 from selecttkd_jax._checks import as_mask, check_in_range, check_same_shape
+from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import any_mesh, vary_alike
 from selecttkd_jax.distill._fused_head import check_inputs, join_models, loss_and_terms, match_logits
 from selecttkd_jax.distill._inputs import Head, Tokens, check_kind
-from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._objective import Objective, check_segments
 from selecttkd_jax.distill._placed_sweep import choose_placement, cut_to_equal_widths
 from selecttkd_jax.distill._sums import LossSums, TokenTerms, reduce_terms, token_coefficients
 from selecttkd_jax.losses import cross_entropy
@@ -118,15 +119,18 @@ def fused_policy(
     """
     check_kind("tokens", tokens, Tokens)
     check_in_range("clip", clip, 0.0, 1.0)
+    if tokens.alpha is not None:
+        raise InputError("a skew per sequence (alpha) has no place in a policy gradient; leave it out")
     student, teacher = join_models(student_hidden, student_head, teacher_hidden, teacher_head)
     mask = as_mask(tokens.mask)
+    check_segments(tokens.segment_ids, mask, None)
     vocab_size = check_inputs(student, teacher, mask, vocab_size)
     student, teacher = cut_to_equal_widths(student, jax.lax.stop_gradient(teacher))
     per_token = {
         "uniforms": tokens.uniforms,
         "labels": tokens.labels,
         "acceptance": tokens.acceptance,
-        "coefficient": token_coefficients(mask, objective.normalizer),
+        "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids),
         "old_log_prob": policy.old_log_prob,
         "importance": policy.importance,
         "advantage": policy.advantage,
@@ -141,7 +145,7 @@ def fused_policy(
     evaluate = _PolicyOnLogits(objective, clip, vocab_size)
     placement = choose_placement(student, teacher, chunk_size, memory_budget)
     loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
-    sums = reduce_terms(terms.objective, mask, objective.normalizer)
+    sums = reduce_terms(terms.objective, mask, objective.normalizer, tokens.segment_ids)
     # Of what is outside the mask the sweep says 0.
     return PolicySums(
         loss=loss,

@@ -21,6 +21,8 @@ class Tokens:
         labels: [B, T] token ids, if the objective uses them.
         alpha: [B], a skew per sequence in place of the divergence's own.
         acceptance: [B, T] in [0, 1] in place of the verifier's: how ranking selectors and cached verdicts enter.
+        segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0 for
+            padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
     """
 
     mask: TokenMask
@@ -28,6 +30,7 @@ class Tokens:
     labels: TokenIds | None = None
     alpha: PerSequence | None = None
     acceptance: PerToken | None = None
+    segment_ids: TokenIds | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -94,6 +94,7 @@ class Objective:
         *,
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
+        segment_ids: TokenIds | None = None,
         chunk_size: int | None = None,
     ) -> LossSums:
         """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count` (`sums.mean`).
@@ -106,6 +107,8 @@ class Objective:
             labels: [B, T] token ids, if the objective uses them.
             alpha: [B], a skew per sequence (see `adaptive_skew`), in place of the divergence's own.
             acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
+            segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0
+                for padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
             chunk_size: Time steps evaluated at once, or None for all: the same numbers with fewer [B, T, V]
                 intermediates. On a CPU, B * chunk_size of about 8 keeps them in its cache and more than halves the time
                 (`cached_chunk_size`).
@@ -120,12 +123,13 @@ class Objective:
         check_rank("student_logits", student_logits, 3)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
-        if alpha is not None:
-            check_alpha(alpha, student_logits.shape[0])
-            alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
         mask = as_mask(mask)
         if mask.shape != student_logits.shape[:2]:
             raise InputError(f"mask must have the shape of the positions, {student_logits.shape[:2]}, got {mask.shape}")
+        check_segments(segment_ids, mask, alpha)
+        if alpha is not None:
+            check_alpha(alpha, student_logits.shape[0])
+            alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
         if chunk_size is None:
@@ -136,7 +140,7 @@ class Objective:
             rest = {"teacher_logits": teacher_logits, "uniforms": uniforms, "labels": labels}
             rest.update(alpha=alpha, acceptance=acceptance)
             terms = terms_by_chunks(self.token_terms, chunk_size, student_logits, rest)
-        return reduce_terms(terms, mask, self.normalizer)
+        return reduce_terms(terms, mask, self.normalizer, segment_ids)
 
     @any_mesh(like="student_logits", drop=1)
     def token_terms(
@@ -199,6 +203,18 @@ def check_alpha(alpha: Array, rows: int) -> None:
     if jnp.shape(alpha) != (rows,):
         raise InputError(f"alpha must have shape {(rows,)}, one skew per sequence, got {jnp.shape(alpha)}")
     check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
+
+
+def check_segments(segment_ids: TokenIds | None, mask: TokenMask, alpha: Array | None) -> None:
+    """Raises unless `segment_ids` are absent, or integers of the mask's shape without a skew per row."""
+    if segment_ids is None:
+        return
+    check_same_shape("segment_ids", segment_ids, "mask", mask)
+    if not jnp.issubdtype(jnp.asarray(segment_ids).dtype, jnp.integer):
+        raise TypeError(f"segment_ids must be integers, got {jnp.asarray(segment_ids).dtype}")
+    check_in_range("segment_ids", segment_ids, 0, mask.shape[1])
+    if alpha is not None:
+        raise InputError("alpha is one skew per row, and with segment_ids a row holds several sequences: leave one out")
 
 
 def _where_valid(mask: TokenMask, logits: Any) -> Any:

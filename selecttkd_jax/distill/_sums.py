@@ -5,11 +5,12 @@ all sums are in, so that one batch of 8 equals 8 micro-batches of 1.
 """
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax._array_types import Array, PerToken, Scalar, TokenMask
+from selecttkd_jax._array_types import Array, PerToken, Scalar, TokenIds, TokenMask
 from selecttkd_jax._checks import as_mask, check_same_shape
 from selecttkd_jax._errors import check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
@@ -39,7 +40,7 @@ class LossSums:
     weight: Scalar  # sum of the weights
     accepted: Scalar  # sum of acceptances
     tokens: Scalar  # number of valid positions
-    sequences: Scalar  # number of sequences with a valid position
+    sequences: Scalar  # number of sequences with a valid position; where rows are packed, of segments
     accepted_fraction: Scalar  # sum over those sequences of the share of their positions accepted
 
     @property
@@ -83,15 +84,16 @@ def mean_of(loss: Scalar, count: Scalar) -> Scalar:
 
 
 @any_mesh(like="mask")
-def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
+def token_coefficients(mask: TokenMask, normalizer: str, segment_ids: TokenIds | None = None) -> PerToken:
     """The factor of each position's term in the numerator of the loss, known from the mask alone.
 
-        "sequence"          mask[b, t] / sum_t mask[b, t]
+        "sequence"          mask[b, t] / sum_t mask[b, t], the sum over the position's own sequence
         "token", "weight"   mask[b, t]
 
     Args:
         mask: [B, T], boolean or 0/1: the positions that carry loss.
         normalizer: One of `NORMALIZERS`.
+        segment_ids: [B, T], which of the sequences packed in a row a position belongs to; None: a row is one.
 
     Returns:
         [B, T] float32; zeros for a sequence without valid positions.
@@ -100,11 +102,14 @@ def token_coefficients(mask: TokenMask, normalizer: str) -> PerToken:
     valid = as_mask(mask).astype(jnp.float32)
     if normalizer != "sequence":
         return valid
-    return valid / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1.0)
+    if segment_ids is None:
+        return valid / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1.0)
+    tokens = jnp.take_along_axis(_sum_by_sequence(valid, segment_ids), segment_ids, axis=-1)
+    return valid / jnp.maximum(tokens, 1.0)
 
 
 @any_mesh()
-def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSums:
+def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str, segment_ids: TokenIds | None = None) -> LossSums:
     """Sums per-token terms [B, T] over the valid positions of `mask`.
 
     Args:
@@ -112,6 +117,7 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSum
         mask: [B, T], boolean or 0/1.
         normalizer: "sequence" (the mean over sequences of each one's mean over its valid positions), "token" (the mean
             over all valid positions) or "weight" (the sum of weights).
+        segment_ids: As in `token_coefficients`.
 
     Returns:
         LossSums; all zero where nothing is valid.
@@ -122,9 +128,9 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSum
     def total(values: Array) -> Scalar:
         return jnp.sum(jnp.where(mask, values, 0.0))
 
-    coefficients = token_coefficients(mask, normalizer)
-    tokens_by_sequence = jnp.sum(mask.astype(jnp.float32), axis=-1)
-    accepted_by_sequence = jnp.sum(jnp.where(mask, terms.accepted, 0.0), axis=-1)
+    coefficients = token_coefficients(mask, normalizer, segment_ids)
+    tokens_by_sequence = _sum_by_sequence(mask.astype(jnp.float32), segment_ids)
+    accepted_by_sequence = _sum_by_sequence(jnp.where(mask, terms.accepted, 0.0), segment_ids)
     tokens = jnp.sum(tokens_by_sequence)
     sequences = jnp.sum((tokens_by_sequence > 0).astype(jnp.float32))
     weight = total(terms.weight)
@@ -138,3 +144,11 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str) -> LossSum
         sequences=sequences,
         accepted_fraction=jnp.sum(accepted_by_sequence / jnp.maximum(tokens_by_sequence, 1.0)),
     )
+
+
+def _sum_by_sequence(values: PerToken, segment_ids: TokenIds | None) -> Array:
+    """Sums over each sequence of [B, T]: [B] where a row is one, else [B, T + 1], the sum of segment s at s."""
+    if segment_ids is None:
+        return jnp.sum(values, axis=-1)
+    row_sums = partial(jax.ops.segment_sum, num_segments=values.shape[-1] + 1)
+    return jax.vmap(row_sums)(values, segment_ids)

@@ -145,4 +145,5 @@ def _apply(objective: Objective, stream: Stream) -> LossSums:
         stream.tokens.labels,
         alpha=stream.tokens.alpha,
         acceptance=stream.tokens.acceptance,
+        segment_ids=stream.tokens.segment_ids,
     )

@@ -28,6 +28,7 @@ class Parts:
         write: Lets the student, the teacher or both write (`sources.Writers`).
         frozen: The parameters that are not trained; none where a step is only compiled.
         stored_student: The student's stored responses to the same prompts, where the method reads them.
+        packed: Whether several rows stand in each sequence of the stored batches.
         rollouts: Where text that outlives its step is kept; None where a step is only compiled.
     """
 
@@ -41,6 +42,7 @@ class Parts:
     frozen: Frozen = Frozen()
     rollouts: RolloutFiles | None = None
     stored_student: Source | None = None
+    packed: bool = False
 
     def on_policy(
         self,
@@ -107,6 +109,7 @@ class Parts:
             expected=self.objective.expected,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
+            packed=self.packed,
         )
 
     def two_streams(self, objective: TwoStreamObjective, balance: Balance) -> TwoStreams:

@@ -34,7 +34,9 @@ class Sft:
 
     def build(self, parts: Parts) -> Method:
         """Stored rows, the student alone."""
-        loss = LabelCrossEntropy(parts.pair, parts.objective.normalizer, memory_budget=parts.memory_budget)
+        loss = LabelCrossEntropy(
+            parts.pair, parts.objective.normalizer, memory_budget=parts.memory_budget, packed=parts.packed
+        )
         return Method(source=parts.stored, loss=loss)
 
 

@@ -25,7 +25,7 @@ CUDNN_LARGEST_HEAD = 128
 
 
 def choose_attention(
-    asked: str, platform: str, dtype: str, *decoders: DecoderConfig, tensor: int = 1
+    asked: str, platform: str, dtype: str, *decoders: DecoderConfig, tensor: int = 1, packed: bool = False
 ) -> tuple[str, str]:
     """How attention over a whole row is computed, one of `ATTENTIONS`, and why.
 
@@ -35,6 +35,7 @@ def choose_attention(
         dtype: In which.
         *decoders: The models.
         tensor: Over how many devices heads are sharded.
+        packed: Whether a row holds several texts.
 
     Raises:
         InputError: `cudnn` was asked for and cannot serve.
@@ -46,7 +47,7 @@ def choose_attention(
     check_one_of("models.attention", asked, ("auto", *ATTENTIONS))
     if asked == "xla":
         return "xla", "as asked"
-    obstacle = _find_obstacle(platform, dtype, decoders, tensor)
+    obstacle = _find_obstacle(platform, dtype, decoders, tensor, packed)
     if obstacle is None:
         return "cudnn", "as asked" if asked == "cudnn" else f"the platform is gpu and the dtype {dtype}"
     if asked == "cudnn":
@@ -54,10 +55,14 @@ def choose_attention(
     return "xla", obstacle
 
 
-def _find_obstacle(platform: str, dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int) -> str | None:
+def _find_obstacle(
+    platform: str, dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int, packed: bool
+) -> str | None:
     """Why cuDNN does not serve; None where it does."""
     if platform != "gpu":
         return f"the platform is {platform}"
+    if packed:
+        return "rows are packed (data.packing), and causal attention over a whole row would mix them"
     if dtype not in CUDNN_DTYPES:
         return f"cuDNN has no kernel for {dtype}"
     for decoder in decoders:

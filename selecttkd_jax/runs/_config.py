@@ -7,7 +7,7 @@ from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.data import DataConfig
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig
-from selecttkd_jax.models import ATTENTIONS, LoraConfig
+from selecttkd_jax.models import ATTENTIONS, REMATS, LoraConfig
 from selecttkd_jax.runs._sections import check_numbers
 from selecttkd_jax.sharding import MeshConfig
 from selecttkd_jax.sources import EngineConfig
@@ -25,26 +25,30 @@ class ModelsConfig:
     """The frozen teacher. May be left out where the method needs none."""
     student: str
     """Where the student starts: a smaller model of the same tokenizer, or a pruned teacher."""
-    teacher_dtype: str = "float32"
-    """In which the teacher's weights are kept. bfloat16 halves its memory on an accelerator; int8 halves it again: the
-    layers' kernels are stored in int8 with a scale for each column and the rest in compute_dtype, and the log says how
-    far (KL on the held-out rows) that teacher is from the unquantised one."""
+    teacher_dtype: str = "auto"
+    """In which the teacher's weights are kept. int8 halves bfloat16's memory: the layers' kernels are stored in int8
+    with a scale for each column and the rest in compute_dtype, and the log says how far (KL on the held-out rows) that
+    teacher is from the unquantised one. auto: compute_dtype's."""
     student_dtype: str = "float32"
     """In which the student's frozen weights are kept under [lora]. Trained weights are always float32."""
-    compute_dtype: str = "float32"
-    """In which both models compute; the student's master weights, and all statistics, stay float32."""
+    compute_dtype: str = "auto"
+    """In which both models compute; the student's master weights, and all statistics, stay float32. auto: bfloat16, and
+    float32 on a CPU, where bfloat16 is slower; the run's config.toml says which."""
     attention: str = "auto"
     """How attention is computed in training and evaluation: by plain products (xla), which write out scores of
     max_length^2 a head, or by NVIDIA's fused kernel (cudnn), which does not. auto: cudnn on a GPU with a 16-bit
     compute_dtype and heads it takes, else xla; the log says which and why."""
-    remat: bool = False
-    """Recompute the student's layers in the backward pass: less memory, about a third more time."""
+    remat: str = "kept"
+    """What the student's backward pass keeps of each layer and does not recompute: everything (none), the results of
+    the large products (kept), the same in the host's memory (offload), or nothing (full), which takes about a third
+    more time and the least memory of a device."""
 
     def __post_init__(self) -> None:
-        check_one_of("models.teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
+        check_one_of("models.teacher_dtype", self.teacher_dtype, ("auto", *TEACHER_DTYPES))
         check_one_of("models.student_dtype", self.student_dtype, DTYPES)
-        check_one_of("models.compute_dtype", self.compute_dtype, DTYPES)
+        check_one_of("models.compute_dtype", self.compute_dtype, ("auto", *DTYPES))
         check_one_of("models.attention", self.attention, ("auto", *ATTENTIONS))
+        check_one_of("models.remat", self.remat, REMATS)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ class RunConfig:
                 f"[engine] is a server that writes the student's text, and under method {self.method.name} {why}: "
                 "leave it out"
             )
+        if self.data.packing and not self.packs():
+            raise InputError(
+                f"data.packing puts stored responses together, and method {self.method.name} learns from others too: "
+                "leave it out"
+            )
         if self.lora is None and self.models.student_dtype != "float32":
             raise InputError(
                 f"models.student_dtype = {self.models.student_dtype} is for frozen weights; without a [lora] section "
@@ -110,6 +119,28 @@ class RunConfig:
                 f"training.micro_batches must divide data.batch_size, {self.data.batch_size}; "
                 f"got {self.training.micro_batches}"
             )
+
+    def packs(self) -> bool:
+        """Whether the method can learn from packed rows: where it learns from nothing but stored responses."""
+        return not self.method.writes and self.method.reads == ("response",)
+
+    def on_platform(self, platform: str) -> "RunConfig":
+        """The same run, with what was left to the machine written out: the dtypes.
+
+        Raises:
+            InputError: An option is not for this platform.
+        """
+        if self.models.remat == "offload" and platform == "cpu":
+            raise InputError(
+                "models.remat = offload moves activations from a device's memory to the host's, and a CPU has one "
+                "memory; take kept or full"
+            )
+        compute = self.models.compute_dtype
+        if compute == "auto":
+            compute = "float32" if platform == "cpu" else "bfloat16"
+        teacher = compute if self.models.teacher_dtype == "auto" else self.models.teacher_dtype
+        models = dataclasses.replace(self.models, compute_dtype=compute, teacher_dtype=teacher)
+        return dataclasses.replace(self, models=models)
 
     def resolved(self) -> "RunConfig":
         """The same run, with what was left to the method written out."""

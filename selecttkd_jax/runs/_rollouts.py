@@ -14,7 +14,7 @@ from selecttkd_jax.sources import RolloutFiles
 def make_rollout_files(
     config: data.DataConfig,
     directory: Path,
-    batches: data.BatchIterator,
+    batches: data.BatchIterator | data.PackedBatches,
     sources: Sequence[str],
     tokenizer: Any,
     identity: Mapping[str, Any],

@@ -76,8 +76,10 @@ def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
     """
     decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape["tensor"]
-    attention, why = models.choose_attention(config.models.attention, platform, pair.dtype, *decoders, tensor=tensor)
-    logger.info("attention: %s (%s)", attention, why)
+    attention, why = models.choose_attention(
+        config.models.attention, platform, pair.dtype, *decoders, tensor=tensor, packed=config.data.packing
+    )
+    logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
     return dataclasses.replace(pair, attention=attention)
 
 
@@ -103,6 +105,7 @@ def build_method(
         frozen=frozen,
         rollouts=rollouts,
         stored_student=stored_student,
+        packed=config.data.packing,
     )
     return config.method.build(parts)
 

@@ -52,6 +52,9 @@ from selecttkd_jax.training import (
 
 logger = logging.getLogger(__name__)
 
+# Less of a batch than this in tokens, and packing is worth a line.
+_FULL = 0.7
+
 
 @dataclass(frozen=True)
 class Run:
@@ -130,7 +133,15 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     # Build the method on the stored rows.
     rows, length = config.data.batch_size, config.data.max_length
     part, parts = process_share(mesh, rows)
-    batches = data.make_batches(prepared.train_rows, rows, length, config.seed, process_index=part, process_count=parts)
+    make_batches = data.pack_batches if config.data.packing else data.make_batches
+    batches = make_batches(prepared.train_rows, rows, length, config.seed, process_index=part, process_count=parts)
+    if isinstance(batches, data.PackedBatches):
+        logger.info("%s", batches.summary())
+    elif config.packs() and prepared.train_rows.fill(length) < _FULL:
+        logger.info(
+            "%.0f %% of a batch is padding: data.packing = true puts several rows into a sequence",
+            100 * (1 - prepared.train_rows.fill(length)),
+        )
     write = Writers(mesh, pair, frozen, prepared.stop_ids, longest_prompt=max(prepared.train_rows.prompt_lengths))
     identity = ingredients | describe_frozen(frozen)
     engine = make_engine(config, directory, mesh, prepared, student, state.params, identity, write)

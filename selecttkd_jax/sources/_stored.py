@@ -3,7 +3,7 @@
 from typing import Any
 
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.data import Batch, BatchIterator
+from selecttkd_jax.data import Batch, BatchIterator, PackedBatches
 from selecttkd_jax.training import Describer, Source, TrainState
 
 _NAMED = 8  # rows that a message names
@@ -13,11 +13,11 @@ class Stored:
     """Batches of stored rows, in their seeded order, whatever the student does.
 
     Args:
-        batches: From `data.make_batches`: this process's share of each batch.
+        batches: From `data.make_batches` or `data.pack_batches`: this process's share of each batch.
         shapes: Of a whole batch, from `data.batch_shapes`.
     """
 
-    def __init__(self, batches: BatchIterator, shapes: Batch):
+    def __init__(self, batches: BatchIterator | PackedBatches, shapes: Batch):
         self._batches = batches
         self.shapes = shapes
 

@@ -33,6 +33,7 @@ class OneStream:
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
         skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
+        packed: Whether each segment of a row is a sequence, or the row is.
     """
 
     pair: Pair
@@ -40,6 +41,7 @@ class OneStream:
     expected: bool = False
     memory_budget: int | None = None
     skip_rejected: bool = False
+    packed: bool = False
 
     def draw(self, key: Key, batch: Batch) -> Array | None:
         """The draws from [0, 1) that acceptances are compared with, `[B, T]`; None where none are."""
@@ -61,7 +63,12 @@ class OneStream:
             student_head,
             teacher_hidden,
             teacher_head,
-            Tokens(batch.loss_mask, uniforms=draws, labels=batch.labels),
+            Tokens(
+                batch.loss_mask,
+                uniforms=draws,
+                labels=batch.labels,
+                segment_ids=batch.segment_ids if self.packed else None,
+            ),
             vocab_size=self.pair.vocab_size,
             memory_budget=self.memory_budget,
             skip_rejected=self.skip_rejected,
@@ -156,11 +163,13 @@ class LabelCrossEntropy:
         pair: The student's architecture, vocabulary and compute dtype; its teacher is not looked at.
         normalizer: As in `distill.Objective`.
         memory_budget: As in `OneStream`.
+        packed: As in `OneStream`.
     """
 
     pair: Pair
     normalizer: str = "sequence"
     memory_budget: int | None = None
+    packed: bool = False
 
     def draw(self, key: Key, batch: Batch) -> None:
         """Nothing is drawn."""
@@ -170,6 +179,8 @@ class LabelCrossEntropy:
         """Sums over the rows of a `data.Batch`."""
         objective = Objective(divergence=cross_entropy, verifier=accept_all, floor=1.0, normalizer=self.normalizer)
         alone = replace(self.pair, teacher=None)
-        on_labels = OneStream(pair=alone, objective=objective, expected=True, memory_budget=self.memory_budget)
+        on_labels = OneStream(
+            pair=alone, objective=objective, expected=True, memory_budget=self.memory_budget, packed=self.packed
+        )
         sums = on_labels(params, frozen, batch, draws, step)
         return LabelSums(loss=sums.loss, count=sums.count, cross_entropy=sums.divergence, tokens=sums.tokens)
