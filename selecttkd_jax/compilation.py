@@ -1,15 +1,48 @@
-"""Compiling a program before it runs, so that its time and its memory are its own."""
+"""Compiling a program before it runs, so that its time and its memory are its own, and once for all processes."""
 
 import ctypes
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 logger = logging.getLogger(__name__)
+
+# Bytes of kept programs; then those that were not used for longest go.
+_KEPT = 4 * 2**30
+
+
+def keep_programs(folder: str | None = None) -> None:
+    """Keeps what is compiled from now on, and takes from there what was: JAX's persistent compilation cache.
+
+    A program that took over a second to compile is kept, up to 4 GiB of them. Where JAX was told of a folder already,
+    by its own option or by JAX_COMPILATION_CACHE_DIR, that one stays; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+
+    Args:
+        folder: Where; `off` is nowhere. None: `selecttkd_jax` in the user's cache directory ($XDG_CACHE_HOME, else
+            ~/.cache).
+    """
+    if folder == "off" or jax.config.jax_compilation_cache_dir is not None:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(folder or f"{caches}/selecttkd_jax").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("compiled programs are not kept: %s", error)
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # With a limit JAX locks the folder, so that processes may share it.
+    jax.config.update("jax_compilation_cache_max_size", _KEPT)
+    # JAX looks for a folder once, at the first program that it compiles.
+    compilation_cache.reset_cache()
 
 
 def compile_ahead(function: Any, *arguments: Any, **options: Any) -> jax.stages.Compiled:

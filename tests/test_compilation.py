@@ -1,6 +1,9 @@
-"""A step compiled before it runs."""
+"""A step compiled before it runs, and kept for the next process."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +52,45 @@ def test_arguments_of_other_shapes_are_still_taken():
     step(jnp.ones(3), jnp.ones(3))
     state, _ = step(jnp.ones(2), jnp.ones(2))
     assert state.tolist() == [2.0, 2.0]
+
+
+KEEP = """
+import jax, sys
+from selecttkd_jax.compilation import keep_programs
+
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
+jax.jit(lambda x: x - 1)(1.0)  # what was compiled before changes nothing
+keep_programs(*sys.argv[1:])
+jax.jit(lambda x: x + 1)(1.0)
+print(jax.config.jax_compilation_cache_dir, len(hits))
+"""
+
+
+def keep(tmp_path, *words, **variables):
+    """What a fresh process says: its folder, and how many programs it found there."""
+    keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    environment |= keep_all | variables
+    done = subprocess.run([sys.executable, "-c", KEEP, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder, hits = done.stdout.split()
+    return folder, int(hits)
+
+
+def test_the_next_process_finds_what_was_compiled(tmp_path):
+    folder = str(tmp_path / "selecttkd_jax")
+    assert keep(tmp_path) == (folder, 0)
+    assert keep(tmp_path) == (folder, 1)
+
+
+def test_a_folder_that_jax_knows_stays_and_off_is_off(tmp_path):
+    known = str(tmp_path / "known")
+    assert keep(tmp_path, str(tmp_path / "asked"), JAX_COMPILATION_CACHE_DIR=known)[0] == known
+    assert keep(tmp_path, "off") == ("None", 0)
+    assert not (tmp_path / "asked").exists() and not (tmp_path / "selecttkd_jax").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_only_told(tmp_path):
+    (tmp_path / "selecttkd_jax").touch()
+    assert keep(tmp_path) == ("None", 0)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from selecttkd_jax._errors import InputError, did_you_mean
 from selecttkd_jax._extras import what_to_install
 from selecttkd_jax.cli._commands import COMMANDS, GLOBAL_OPTIONS, command_class, usage
+from selecttkd_jax.cli._plugins import watch_plugins
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +82,7 @@ def _start_logging(*, quiet: bool, verbose: bool) -> None:
     )
     ours = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("selecttkd_jax").setLevel(ours)
+    watch_plugins(verbose=verbose)
 
 
 def _check_global_options(given: list[str]) -> None:

@@ -3,6 +3,7 @@
 import jax
 
 from selecttkd_jax import models
+from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.progress import progress_bar
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._evaluators import make_held_out
@@ -16,6 +17,7 @@ from selecttkd_jax.training import Frozen
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
+    keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         pair, tokenizer, stops = check_models(config)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from selecttkd_jax import data, generation, models
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError, check_one_of
+from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.progress import progress_bar
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh
@@ -77,6 +78,7 @@ def generate(
             f"{model} ends its turns with the token ids {beyond}, which it cannot write: it has {decoder.vocab_size} "
             "embeddings; mend eos_token_id in its generation_config.json, or its tokenizer"
         )
+    keep_programs()
     devices = make_mesh(mesh or MeshConfig())
     compute = generation.default_dtype(devices) if dtype is None else jnp.dtype(dtype)
     settings = {

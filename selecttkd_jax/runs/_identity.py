@@ -31,6 +31,7 @@ WHERE_AND_HOW = {
     "training.log_every",
     "training.save_every",
     "training.keep_checkpoints",
+    "training.compilation_cache",
     *(f"engine.{entry.name}" for entry in dataclasses.fields(EngineConfig) if entry.name != "every"),
 }
 

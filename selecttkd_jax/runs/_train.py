@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
-from selecttkd_jax.compilation import compile_on_first_call
+from selecttkd_jax.compilation import compile_on_first_call, keep_programs
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._config import RunConfig
@@ -94,6 +94,7 @@ def train(config: RunConfig) -> Run:
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
     """
+    keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         return _train_on(mesh, config.resolved())

@@ -38,6 +38,9 @@ class LoopConfig:
     """Newest checkpoints to keep."""
     log_every: int = 1
     """Steps between lines in the log, where the log is not a terminal."""
+    compilation_cache: str | None = None
+    """Folder in which compiled programs are kept, so that the next start need not compile them; off: none. Left out:
+    selecttkd_jax in the user's cache directory, or what JAX_COMPILATION_CACHE_DIR says."""
 
     @property
     def head_memory(self) -> int | None:
