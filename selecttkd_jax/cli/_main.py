@@ -107,7 +107,7 @@ def _run(words: list[str]) -> int:
 
 
 _LEVERS = {
-    "train": "raise training.micro_batches, lower training.head_memory_mib, or set models.remat = true; selecttkd plan "
+    "train": "raise training.micro_batches, lower training.head_memory_mib, or set models.remat = full; selecttkd plan "
     "shows what a step needs",
     "evaluate": "raise training.micro_batches or lower training.head_memory_mib",
     "generate": "lower --slots or --max-new-tokens",

@@ -6,7 +6,7 @@ Everyone else sees (config, params) and pure functions; the modules stay inside.
 from selecttkd_jax.models._attention import ATTENTIONS, choose_attention
 from selecttkd_jax.models._cache import KVCache, init_cache
 from selecttkd_jax.models._config import DecoderConfig, RotaryConfig
-from selecttkd_jax.models._decoder import count_params, forward, head, head_logits, init_params, stored_head
+from selecttkd_jax.models._decoder import REMATS, count_params, forward, head, head_logits, init_params, stored_head
 from selecttkd_jax.models._int8 import quantize_int8
 from selecttkd_jax.models._lora import LoraConfig, attach_adapters, init_lora, merge_lora
 from selecttkd_jax.models._placement import logical_axes, shardings
@@ -27,6 +27,7 @@ __all__ = [
     "KVCache",
     "LoraConfig",
     "Pretrained",
+    "REMATS",
     "RotaryConfig",
     "attach_adapters",
     "check_replaceable",

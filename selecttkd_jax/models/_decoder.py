@@ -1,5 +1,6 @@
 """The decoder as pure functions of (config, params): one block, stacked `[L, ...]` and scanned."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from math import prod
 from typing import Any
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
+from selecttkd_jax._errors import check_one_of
 from selecttkd_jax.models._attention import KEPT, attend, attend_causally, is_one_text
 from selecttkd_jax.models._cache import KVCache, write_tokens
 from selecttkd_jax.models._config import DecoderConfig
@@ -18,6 +20,8 @@ from selecttkd_jax.models._layers import Block, RMSNorm, set_adapters
 from selecttkd_jax.models._rotary import rotary_tables
 from selecttkd_jax.models._unstack import unstack_layers
 from selecttkd_jax.sharding import reshard_to_rows, shard_rows
+
+REMATS = ("none", "kept", "full", "offload")
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))
@@ -55,7 +59,7 @@ def forward(
     cache: KVCache | None = None,
     *,
     dtype: jnp.dtype | None = None,
-    remat: bool = False,
+    remat: str = "kept",
     attention: str = "xla",
 ) -> tuple[HiddenStates, KVCache | None]:
     """Hidden states after the final norm; `head_logits` turns them into logits.
@@ -74,7 +78,8 @@ def forward(
             are written into the slots of their positions; padding stands on the right, and `segment_ids` are not
             looked at.
         dtype: Dtype of activations, to which each layer's parameters are cast when used; None keeps the parameters'.
-        remat: Recompute each layer in the backward pass instead of keeping its activations.
+        remat: What the backward pass finds of each layer and does not recompute, one of `REMATS`: all (`none`), the
+            results of the large products (`kept`), those in the host's memory (`offload`), or nothing (`full`).
         attention: How attention is computed where no cache is given: by the plain products (`xla`), or by a kernel,
             from `choose_attention`. A kernel serves rows that are one text from their first slot on with padding
             behind it, and gives NaN for any other.
@@ -119,14 +124,31 @@ def forward(
             values.append(cached[1])
         return _final_norm(config, params, hidden), KVCache(keys=tuple(keys), values=tuple(values))
 
-    # One layer, scanned over the stacked parameters. The backward pass keeps the results of the large products (nothing
-    # with remat) and recomputes the cheap work in between: less memory, and less time than writing it out. Inside a
-    # scan nothing is shared, hence no prevent_cse.
-    kept = [] if remat else [KEPT]
-    policy = jax.checkpoint_policies.save_only_these_names(*kept)
-    scanned = jax.checkpoint(lambda hidden, xs: layer(hidden, *xs), policy=policy, prevent_cse=False)
+    # One layer, scanned over the stacked parameters.
+    scanned = _rematerialize(lambda hidden, xs: layer(hidden, *xs), remat)
     hidden, _ = jax.lax.scan(scanned, hidden, (params["layers"], params.get("adapters", {})))
     return _final_norm(config, params, hidden), None
+
+
+def _rematerialize(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """The layer, of which a scan's backward pass recomputes what `remat` does not keep.
+
+    Cheap work between the large products is better recomputed than kept: it takes less time than writing it out.
+    """
+    check_one_of("remat", remat, REMATS)
+    if remat == "none":
+        return layer
+    if remat == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[KEPT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        policy = jax.checkpoint_policies.save_only_these_names(*([KEPT] if remat == "kept" else []))
+    # Inside a scan nothing is shared, hence no prevent_cse.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
 def _final_norm(config: DecoderConfig, params: Params, hidden: HiddenStates) -> HiddenStates:

@@ -30,6 +30,7 @@ def plan(config: RunConfig, target: str, *, search: bool = True) -> bool:
         InputError: The target is unknown, its compiler missing, or the configuration does not suit it.
     """
     machine = parse_target(target)
+    config = config.on_platform(machine.device.platform)
     pair = runs.abstract_pair(config)
     # An accelerator that is here would only be waited for.
     jax.config.update("jax_platforms", "cpu")

@@ -26,7 +26,7 @@ def setting_report(config: RunConfig, target: Target) -> str:
         f"- {config.models.teacher} ({config.models.teacher_dtype}) -> {config.models.student} ({trained})",
         f"- {target.count} x {target.model} ({target.name})",
         f"- batch {config.data.batch_size} x {config.data.max_length} tokens {pieces}, {config.models.compute_dtype}, "
-        f"remat {_on_or_off(config.models.remat)}, {config.objective.verifier}",
+        f"remat {config.models.remat}, {config.objective.verifier}",
     )
 
 
@@ -52,12 +52,12 @@ def largest_report(config: RunConfig, target: Target, largest: list[Largest]) ->
     table = _table("largest batch that fits", *columns)
     for found in largest:
         if found.costs is None:
-            table.add_row("none fits", _on_or_off(found.remat), "", "", "", "")
+            table.add_row("none fits", found.remat, "", "", "", "")
             continue
         seconds, rate = found.costs.step_seconds, found.costs.tokens_per_second
         table.add_row(
             f"{found.batch_size:,}",
-            _on_or_off(found.remat),
+            found.remat,
             f"{found.rows:,}",
             f"{found.peak / GIB:.2f}",
             "" if seconds is None else f"{seconds:.4f}",
@@ -126,7 +126,3 @@ def _as_text(table: Table) -> str:
 
 def _lines(*lines: str) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def _on_or_off(value: bool) -> str:
-    return "on" if value else "off"

@@ -21,14 +21,14 @@ class Largest:
     """The largest batch of one setting.
 
     Attributes:
-        remat: Whether layers are recomputed.
+        remat: What of a layer is kept, one of `models.REMATS`.
         batch_size: Rows of a batch, over all devices and micro-batches; 0 if not even the smallest fits.
         rows: Of them, those that a device works on at once.
         peak: Bytes of a device at this size.
         costs: What its step costs; None where nothing fits.
     """
 
-    remat: bool
+    remat: str
     batch_size: int
     rows: int = 0
     peak: int = 0
@@ -38,7 +38,7 @@ class Largest:
 def largest_batches(
     config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any], known: CompiledStep | None
 ) -> list[Largest]:
-    """Searches the largest batch without and with recomputation, everything else as configured.
+    """Searches the largest batch with large products kept and with nothing kept, everything else as configured.
 
     A batch grows by a row for each device that divides it and each micro-batch. What is found was compiled and fits,
     and the next larger one was, too, and does not (unless MOST_COMPILATIONS did not suffice to come so close).
@@ -52,19 +52,19 @@ def largest_batches(
     """
     unit = config.training.micro_batches * batch_divisor(config, devices)
     found = []
-    for remat in (False, True):
+    for remat in ("kept", "full"):
         steps: dict[int, CompiledStep] = {}
         if known is not None and remat == config.models.remat:
             steps[config.data.batch_size] = known
 
-        def sized(rows: int, remat: bool = remat) -> RunConfig:
+        def sized(rows: int, remat: str = remat) -> RunConfig:
             data, setting = replace(config.data, batch_size=rows), replace(config.models, remat=remat)
             return replace(config, data=data, models=setting)
 
-        def peak(units: int, remat: bool = remat, steps: dict[int, CompiledStep] = steps) -> int | None:
+        def peak(units: int, remat: str = remat, steps: dict[int, CompiledStep] = steps) -> int | None:
             rows = units * unit
             if rows not in steps:
-                logger.info("compiling for %s: batch %d, remat %s", target.name, rows, "on" if remat else "off")
+                logger.info("compiling for %s: batch %d, remat %s", target.name, rows, remat)
                 try:
                     steps[rows] = compile_step(sized(rows), replace(pair, remat=remat), devices)
                 except TooLargeError:

@@ -19,6 +19,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Held-out numbers of the student named in `config.models.student`."""
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
+    config = config.on_platform(mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         pair, tokenizer, stops = check_models(config)
         pair = choose_attention(config, pair, mesh)

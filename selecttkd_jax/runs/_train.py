@@ -97,7 +97,7 @@ def train(config: RunConfig) -> Run:
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        return _train_on(mesh, config.resolved())
+        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform))
 
 
 def _train_on(mesh: Mesh, config: RunConfig) -> Run:

@@ -27,7 +27,7 @@ def find_broken_logits(pair: Pair, trained: Params | None, frozen: Frozen, batch
     """
     suspects: dict[str, Callable[[], tuple[Array, Array]]] = {}
     if pair.teacher is not None and frozen.teacher is not None:
-        alone = replace(pair, student=pair.teacher, teacher=None, remat=False, lora=None)
+        alone = replace(pair, student=pair.teacher, teacher=None, remat="kept", lora=None)
         suspects["teacher"] = partial(_count_broken, alone, frozen.teacher, None, batch)
     if trained is not None:
         suspects["student"] = partial(_count_broken, replace(pair, teacher=None), trained, frozen.base, batch)

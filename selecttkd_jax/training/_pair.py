@@ -35,7 +35,7 @@ class Pair:
         teacher: The teacher's architecture; None where there is no teacher.
         vocab_size: Real size of the tokenizer both share. Head columns past it are padding and count for nothing.
         dtype: Name of the dtype in which both compute; statistics stay float32.
-        remat: Whether the student's layers are recomputed in the backward pass instead of stored.
+        remat: What is kept of the student's layers for the backward pass, one of `models.REMATS`.
         lora: What the student's adapters are made with; None where all of it is trained.
         attention: How attention over whole rows is computed, from `models.choose_attention`.
     """
@@ -44,7 +44,7 @@ class Pair:
     teacher: DecoderConfig | None
     vocab_size: int
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "kept"
     lora: LoraConfig | None = None
     attention: str = "xla"
 

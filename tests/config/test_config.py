@@ -109,6 +109,19 @@ def test_an_empty_lora_section_is_not_an_absent_one(tmp_path):
     assert "lora.rank (16 there, 4 here)" in differences(config_to_dict(config), config_to_dict(other))
 
 
+def test_dtypes_are_left_to_the_machine_unless_they_are_given():
+    def dtypes(platform, **models):
+        found = config_from_dict(changed("models", **models), "here").on_platform(platform).models
+        return found.compute_dtype, found.teacher_dtype
+
+    assert dtypes("cpu") == ("float32", "float32") and dtypes("gpu") == dtypes("tpu") == ("bfloat16", "bfloat16")
+    assert dtypes("gpu", teacher_dtype="int8") == ("bfloat16", "int8")
+    assert dtypes("gpu", compute_dtype="float32") == ("float32", "float32")
+    assert dtypes("cpu", compute_dtype="bfloat16", teacher_dtype="float32") == ("bfloat16", "float32")
+    with pytest.raises(InputError, match="a CPU has one memory"):
+        dtypes("cpu", remat="offload")
+
+
 def test_a_run_may_be_moved():
     here, there = config_from_dict(VALUES, "a"), config_from_dict(changed(None, output="elsewhere"), "b")
     assert differences(config_to_dict(here), config_to_dict(there)) == []
@@ -117,7 +130,7 @@ def test_a_run_may_be_moved():
             "training",
             {"micro_batches": 2, "head_memory_mib": 64, "log_every": 7, "save_every": 3, "keep_checkpoints": 9},
         ),
-        ("models", {"remat": True}),
+        ("models", {"remat": "full"}),
         ("mesh", {"fsdp": 2}),
     ):
         smaller = config_from_dict(changed(section, **options), "here")

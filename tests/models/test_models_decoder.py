@@ -7,6 +7,7 @@ import pytest
 from tiny_models import LLAMA, QWEN2, QWEN3
 
 from selecttkd_jax import models
+from selecttkd_jax._errors import InputError
 
 BATCH, LENGTH = 2, 11
 
@@ -66,13 +67,20 @@ def test_remat_changes_neither_values_nor_gradients_and_saves_memory():
 
     programs = [
         jax.jit(jax.value_and_grad(lambda params, remat=remat: loss(params, remat))).lower(params).compile()
-        for remat in (False, True)
+        for remat in ("none", "kept", "full")
     ]
-    plain, again = (program(params) for program in programs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), plain, again)
+    plain, *others = (program(params) for program in programs)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), plain, other)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(plain[1]))
-    kept, recomputed = (program.memory_analysis().temp_size_in_bytes for program in programs)
-    assert recomputed < 0.95 * kept
+    everything, kept, nothing = (program.memory_analysis().temp_size_in_bytes for program in programs)
+    assert nothing < 0.95 * kept and kept < 0.95 * everything
+
+
+def test_a_way_to_rematerialize_that_is_unknown_is_refused():
+    config, params, ids, positions, segments = example(QWEN3)
+    with pytest.raises(InputError, match="remat must be one of none, kept, full, offload"):
+        models.forward(config, params, ids, positions, segments, remat="on")
 
 
 def test_gradient_equals_finite_differences():

@@ -104,7 +104,7 @@ def test_operations_are_those_of_the_formula(fsdp, config):
 def test_micro_batches_and_recomputation_trade_memory_for_time(fsdp, config):
     step, costs = fsdp
     parts, parts_costs = compiled(
-        changed(config, data={"batch_size": 64}, training={"micro_batches": 4}, models={"remat": True})
+        changed(config, data={"batch_size": 64}, training={"micro_batches": 4}, models={"remat": "full"})
     )
     layers = product_flops(STUDENT, 8, config.data.max_length)
     assert parts_costs.flops.total() == pytest.approx(4 * costs.flops.total() + layers, rel=0.05)

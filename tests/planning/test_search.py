@@ -72,7 +72,7 @@ def test_batches_grow_by_a_row_for_each_device_and_micro_batch(config, monkeypat
     def compile_step(config, pair, devices):
         assert pair.remat == config.models.remat
         asked.append(config.data.batch_size)
-        working = config.data.batch_size * (40 if config.models.remat else 100)
+        working = config.data.batch_size * (40 if config.models.remat == "full" else 100)
         return CompiledStep({}, Program({}, ""), Memory(1000, 0, 0, 0, working, 0), 0.0, 0.0)
 
     monkeypatch.setattr(searching, "compile_step", compile_step)
@@ -83,7 +83,7 @@ def test_batches_grow_by_a_row_for_each_device_and_micro_batch(config, monkeypat
     known = compile_step(config, runs.abstract_pair(config), [])
     found = planning.largest_batches(config, runs.abstract_pair(config), target, jax.devices(), known)
     assert [(one.remat, one.batch_size, one.peak, one.costs) for one in found] == [
-        (False, 80, 9000, 80),
-        (True, 224, 9960, 224),
+        ("kept", 80, 9000, 80),
+        ("full", 224, 9960, 224),
     ]
     assert all(rows % 16 == 0 for rows in asked) and asked.count(16) == 2  # once known, once with recomputation

@@ -140,7 +140,7 @@ def test_an_all_masked_batch_changes_nothing(batch, student, teacher):
 
 
 def test_bfloat16_compute_keeps_float32_masters(batch, student, teacher):
-    pair = training.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23, dtype="bfloat16", remat=True)
+    pair = training.Pair(student=STUDENT, teacher=TEACHER, vocab_size=23, dtype="bfloat16", remat="full")
     optimizer = optax.sgd(1e-3)
     step = make_train_step(OneStream(pair, OBJECTIVE), optimizer)
     state, metrics = step(
