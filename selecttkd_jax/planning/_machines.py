@@ -29,7 +29,7 @@ def target_devices(target: Target) -> Sequence[Any]:
 
 
 def _tpu_topology(target: Target) -> topologies.TopologyDescription:
-    _require("libtpu", target, "tpu-plan")
+    _require(("libtpu",), target, "tpu-plan")
     # Else the library asks this machine's metadata server which TPU it is, and complains that there is none.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -45,7 +45,7 @@ def _tpu_topology(target: Target) -> topologies.TopologyDescription:
 
 
 def _gpu_topology(target: Target) -> topologies.TopologyDescription:
-    _require("jax_cuda12_plugin", target, "gpu-plan")
+    _require(("jax_cuda12_plugin", "jax_cuda13_plugin"), target, "gpu-plan")
     per_host = target.count // target.hosts
     return topologies.get_topology_desc(
         target.name, "cuda", topology=f"1x{target.hosts}x{per_host}", target_config=gpu_description(target)
@@ -84,8 +84,9 @@ def _cpu_devices(target: Target) -> Sequence[Any]:
     return devices[: target.count]
 
 
-def _require(module: str, target: Target, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
+def _require(modules: Sequence[str], target: Target, extra: str) -> None:
+    """Raises InputError unless one of the modules is there."""
+    if not any(importlib.util.find_spec(module) for module in modules):
         raise InputError(
             f"planning for {target.name} needs its compiler, which is not installed here: "
             f"pip install 'selecttkd-jax[{extra}]'"
