@@ -27,7 +27,7 @@ def keep_programs(folder: str | None = None) -> None:
         folder: Where; `off` is nowhere. None: `selecttkd_jax` in the user's cache directory ($XDG_CACHE_HOME, else
             ~/.cache).
     """
-    if folder == "off" or jax.config.jax_compilation_cache_dir is not None:
+    if folder == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(folder or f"{caches}/selecttkd_jax").expanduser()
