@@ -80,6 +80,7 @@ def test_full_training_does_not_resume_adapters(whole, adapting):
 
 
 def test_the_log_says_what_an_int8_teacher_costs(adapting, caplog):
+    adapting = adapting.on_platform("cpu")
     prepared = _prepare.prepare(adapting)
     mesh = make_mesh(adapting.mesh)
     _, shardings = runs.model_shardings(mesh, adapting, prepared.pair)
