@@ -118,7 +118,8 @@ def fused_head(
     # The sweep: `_forward` under differentiation, the sums alone without.
     evaluate = _ObjectiveOnLogits(objective, vocab_size)
     placement = choose_placement(student, teacher, chunk_size, memory_budget, skip_weightless=skip_rejected)
-    loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
+    with jax.named_scope("head"):
+        loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
     return replace(reduce_terms(terms, mask, objective.normalizer, tokens.segment_ids), loss=loss)
 
 

@@ -144,7 +144,8 @@ def fused_policy(
 
     evaluate = _PolicyOnLogits(objective, clip, vocab_size)
     placement = choose_placement(student, teacher, chunk_size, memory_budget)
-    loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
+    with jax.named_scope("head"):
+        loss, terms = loss_and_terms(evaluate, placement, student, (teacher, per_token, mask))  # pyright: ignore[reportGeneralTypeIssues]
     sums = reduce_terms(terms.objective, mask, objective.normalizer, tokens.segment_ids)
     # Of what is outside the mask the sweep says 0.
     return PolicySums(

@@ -1,6 +1,6 @@
 """How far a student is from its teacher: on rows neither was trained on, and on what a model writes in training."""
 
-from selecttkd_jax.evaluation._held_out import HeldOut, held_out_verifiers
+from selecttkd_jax.evaluation._held_out import HeldOut, HeldOutProgram, held_out_verifiers
 from selecttkd_jax.evaluation._rollouts import Rollouts, SampleLog
 
-__all__ = ["HeldOut", "Rollouts", "SampleLog", "held_out_verifiers"]
+__all__ = ["HeldOut", "HeldOutProgram", "Rollouts", "SampleLog", "held_out_verifiers"]

@@ -15,6 +15,8 @@ from selecttkd_jax.distill import map_logits
 from selecttkd_jax.training import Frozen, Pair, find_broken_logits
 
 Verifier = Callable[[Array, Array], Array]
+# Sums over the response tokens of a batch, jitted.
+HeldOutProgram = Callable[[Params, Frozen, Batch], dict[str, Array]]
 
 
 def held_out_verifiers(k: int = 5) -> dict[str, Verifier]:
@@ -47,6 +49,9 @@ class HeldOut:
         every: Steps of training between two evaluations.
         memory_budget: Bytes for the logits that exist at once; None leaves the choice to `distill.map_logits`.
         place: Puts a batch on the mesh (`sharding.place_batch`), where there is one.
+
+    Attributes:
+        program: What is run on each batch.
     """
 
     name = "held_out"
@@ -85,14 +90,14 @@ class HeldOut:
             )
             return jax.tree.map(jnp.sum, results)
 
-        self._sums = jax.jit(sums)
+        self.program: HeldOutProgram = jax.jit(sums)
 
     def __call__(self, params: Params, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """Evaluates what is trained; `progress(done, total)` is called after each batch."""
         totals: dict[str, float] = {}
         for index, batch in enumerate(self._batches):
             batch = self._place(batch)
-            sums = jax.device_get(self._sums(params, self._frozen, batch))
+            sums = jax.device_get(self.program(params, self._frozen, batch))
             if broken := [name for name, value in sums.items() if not math.isfinite(value)]:
                 cause = find_broken_logits(self._pair, params, self._frozen, batch) or "though all logits are finite"
                 place = f"held-out batch {index + 1} of {len(self._batches)}"

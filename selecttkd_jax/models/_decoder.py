@@ -102,14 +102,15 @@ def forward(
     def layer(hidden, layer_params, adapters, cached=None):
         block = set_adapters(nnx.merge(graph, dequantize_int8(layer_params, hidden.dtype)), adapters)
         queries, keys, values = block.attention.project(block.attention_norm(hidden), cosine, sine)
-        if served is not None:
-            mixed = attend_causally(queries, keys, values, served, attention)
-        elif cached is None:
-            mixed = attend(queries, keys, values, mask)
-        else:
-            cached = write_tokens(cached, keys, values, positions)
-            keys, values = (array.astype(dtype) for array in cached)
-            mixed = attend(queries, keys, values, mask, key_axes="BKES", value_axes="BKSE")
+        with jax.named_scope("attention"):
+            if served is not None:
+                mixed = attend_causally(queries, keys, values, served, attention)
+            elif cached is None:
+                mixed = attend(queries, keys, values, mask)
+            else:
+                cached = write_tokens(cached, keys, values, positions)
+                keys, values = (array.astype(dtype) for array in cached)
+                mixed = attend(queries, keys, values, mask, key_axes="BKES", value_axes="BKSE")
         hidden = hidden + block.attention.o(mixed)
         return shard_rows(hidden + block.mlp(block.mlp_norm(hidden))), cached
 

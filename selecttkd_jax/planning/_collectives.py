@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from selecttkd_jax.planning._hlo import Computation, Instruction, Program, Rounds, Shape, once
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_STARTS, _ENDS = (f'custom_call_target="AsyncCollective{what}"' for what in ("Start", "Done"))
 _BITS = {"pred": 8, "bf16": 16} | {
     f"{kind}{bits}": bits for kind in "fsu" for bits in (2, 4, 8, 16, 32, 64) if not (kind == "f" and bits < 16)
 }
@@ -34,6 +35,15 @@ class Traffic:
     sent_between_hosts: float = 0.0
     host_load: float = 0.0
 
+    def add(self, other: "Traffic", times: int) -> None:
+        """Adds `other`, so many times."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + times * getattr(other, field.name))
+
+    def seconds(self, link_rate: float, hosts_rate: float) -> float:
+        """How long the links take, within a host and between hosts."""
+        return self.host_load / hosts_rate + (self.sent - self.sent_between_hosts) / link_rate
+
 
 def collective_traffic(
     program: Program, devices: int, rounds: Rounds = once, *, per_host: int | None = None
@@ -47,26 +57,56 @@ def collective_traffic(
         rounds: See `Program.executed`.
     """
     found: dict[tuple[str, int], Traffic] = defaultdict(Traffic)
-    per_host = per_host or devices
     for computation, instruction, times in program.executed(rounds):
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        if (kind := collective_kind(computation, instruction)) is None:
             continue
-        # A TPU's compiler writes a reduce-scatter as a fusion of this name: a sum, of which a part is taken.
-        if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"
-        members = first_group(instruction, devices)
-        payload = _payload(computation, instruction, kind)
-        traffic = found[kind, len(members)]
-        sent = times * payload * _share_sent(kind, len(members))
-        traffic.count += times
-        traffic.payload += times * payload
-        traffic.sent += sent
-        hosts = {device // per_host for device in members}
-        if len(hosts) > 1:
-            traffic.sent_between_hosts += sent
-            traffic.host_load += sent * per_host * len(hosts) / len(members)
+        group, once_sent = instruction_traffic(computation, instruction, kind, devices, per_host)
+        found[kind, group].add(once_sent, times)
     return dict(found)
+
+
+def collective_kind(computation: Computation, instruction: Instruction) -> str | None:
+    """Which of KINDS an instruction of a computation is or starts; None: it is no collective."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    # A TPU's compiler writes one that runs beside kernels into each of them, and into its start and its end.
+    if "chain_id=" in instruction.attributes and _STARTS not in computation.root.attributes:
+        return None
+    # A TPU's compiler writes a reduce-scatter as a fusion of this name: a sum, of which a part is taken.
+    if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+        return "reduce-scatter"
+    return kind
+
+
+def find_chain(computation: Computation) -> tuple[str, str] | None:
+    """The step of a TPU's fused asynchronous collective that a fused computation is, and the collective's channel.
+
+    Returns:
+        `start`, `go on` or `end`, and the channel; None where it is no part of one.
+    """
+    for instruction in computation.instructions:
+        if "chain_id=" in instruction.attributes and instruction.opcode in KINDS:
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            attributes = computation.root.attributes
+            step = "start" if _STARTS in attributes else "end" if _ENDS in attributes else "go on"
+            return step, channel[1] if channel else ""
+    return None
+
+
+def instruction_traffic(
+    computation: Computation, instruction: Instruction, kind: str, devices: int, per_host: int | None = None
+) -> tuple[int, Traffic]:
+    """The size of a collective's groups, and what a device sends when it runs once."""
+    per_host = per_host or devices
+    members = first_group(instruction, devices)
+    payload = _payload(computation, instruction, kind)
+    traffic = Traffic(1, payload, payload * _share_sent(kind, len(members)))
+    hosts = {device // per_host for device in members}
+    if len(hosts) > 1:
+        traffic.sent_between_hosts = traffic.sent
+        traffic.host_load = traffic.sent * per_host * len(hosts) / len(members)
+    return len(members), traffic
 
 
 def first_group(instruction: Instruction, devices: int) -> list[int]:

@@ -1,32 +1,18 @@
-"""Floating-point operations of a program's matrix products, per device."""
+"""Floating-point operations of matrix products."""
 
 import re
-from collections import Counter
 from math import prod
 
 import numpy as np
 
-from selecttkd_jax.planning._hlo import Computation, Instruction, Program, Rounds, Shape, once
+from selecttkd_jax.planning._hlo import Computation, Instruction, Shape
 
 
-def matmul_flops(program: Program, rounds: Rounds = once) -> Counter[str]:
-    """Operations by dtype of the operands; a multiplication and an addition are two.
+def instruction_flops(computation: Computation, instruction: Instruction) -> int:
+    """Operations of an instruction that is a matrix product, 0 of any other; a multiplication and an addition are two.
 
     Only matrix products count: they are what a peak rate is about, and elementwise work is thousandths of them.
-
-    Args:
-        program: One device's.
-        rounds: See `Program.executed`.
     """
-    total: Counter[str] = Counter()
-    for computation, instruction, times in program.executed(rounds):
-        flops = _flops(computation, instruction)
-        if flops:
-            total[computation.operand_shapes(instruction)[0].dtype] += times * flops
-    return total
-
-
-def _flops(computation: Computation, instruction: Instruction) -> int:
     if instruction.opcode == "dot":
         left = computation.operand_shapes(instruction)[0]
         return 2 * prod(instruction.shapes[0].sizes) * _contracted(left, instruction, r"lhs_contracting_dims={([^}]*)}")

@@ -11,7 +11,7 @@ from functools import cached_property
 
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
-_SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,]*)\]")
+_SHAPE = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<sizes>[\d,]*)\](?:\{[^{}]*?(?:S\((?P<space>\d+)\))?\})?")
 _CALLED = re.compile(
     r"(?:calls|body|to_apply|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -20,10 +20,11 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Shape:
-    """Dtype and sizes of an array."""
+    """Dtype and sizes of an array, and in which memory it is: 0 is the device's own."""
 
     dtype: str
     sizes: tuple[int, ...]
+    space: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,20 @@ class Program:
     def _walk(self, computation: Computation, times: int, rounds: Rounds):
         for instruction in computation.instructions:
             yield computation, instruction, times
-            inner = times
-            if instruction.opcode == "while":
-                trips = self.trips(instruction)
-                inner *= rounds(instruction) if trips is None else trips
-            for called in _CALLED.findall(instruction.attributes):
-                for name in re.findall(r"[\w.\-]+", called):
-                    yield from self._walk(self.computations[name], inner, rounds)
+            for called, often in self.called(instruction, rounds):
+                yield from self._walk(called, times * often, rounds)
+
+    def called(self, instruction: Instruction, rounds: Rounds = once) -> list[tuple[Computation, int]]:
+        """The computations that an instruction calls, each with how often; a loop's condition is left out."""
+        often = 1
+        if instruction.opcode == "while":
+            trips = self.trips(instruction)
+            often = rounds(instruction) if trips is None else trips
+        return [
+            (self.computations[name], often)
+            for names in _CALLED.findall(instruction.attributes)
+            for name in re.findall(r"[\w.\-]+", names)
+        ]
 
     def trips(self, loop: Instruction) -> int | None:
         """How often a `while` goes round; None where that is only known when it runs."""
@@ -157,7 +165,7 @@ def parse(text: str) -> Program:
 def _instruction(match: re.Match[str], rest: str) -> Instruction:
     end = _closing(rest) if rest.startswith("(") else rest.index(" ")
     shapes = tuple(
-        Shape(shape["dtype"], tuple(int(size) for size in shape["sizes"].split(",") if size))
+        Shape(shape["dtype"], tuple(int(size) for size in shape["sizes"].split(",") if size), int(shape["space"] or 0))
         for shape in _SHAPE.finditer(rest[:end])
     )
     opcode, _, rest = rest[end:].strip().partition("(")

@@ -96,18 +96,30 @@ def _require(modules: Sequence[str], target: Target, extra: str) -> None:
 _CUDNN = (9, 8)
 
 # Compute capability, multiprocessors, float32 units in each, level-2 cache, clock in GHz, shared memory of a
-# multiprocessor and of a block (NVIDIA, CUDA C++ Programming Guide, and the whitepapers of the A100 and the H100).
-_AMPERE = ("8", 108, 64, 40 * 2**20, 1.41, 164 * 2**10, 163 * 2**10, "NVIDIA A100-SXM4")
-_HOPPER = ("9", 132, 128, 50 * 2**20, 1.98, 228 * 2**10, 227 * 2**10, "NVIDIA H100")
-_ARCHITECTURES = {"a100-40gb": _AMPERE, "a100-80gb": _AMPERE, "h100": _HOPPER, "h200": _HOPPER}
+# multiprocessor and of a block (NVIDIA, CUDA C++ Programming Guide, and the whitepapers of each architecture; of
+# Blackwell as openxla/xla states it in xla/backends/gpu/target_config/specs).
+_AMPERE = ("8", "0", 108, 64, 40 * 2**20, 1.41, 164 * 2**10, 163 * 2**10, "NVIDIA A100-SXM4")
+_ADA = ("8", "9", 142, 128, 96 * 2**20, 2.52, 100 * 2**10, 99 * 2**10, "NVIDIA L40S")
+_HOPPER = ("9", "0", 132, 128, 50 * 2**20, 1.98, 228 * 2**10, 227 * 2**10, "NVIDIA H100")
+_BLACKWELL = ("10", "0", 148, 128, 132_644_864, 1.965, 228 * 2**10, 227 * 2**10, "NVIDIA B200")
+_GRACE_BLACKWELL = ("10", "0", 152, 128, 135_528_448, 2.062, 228 * 2**10, 227 * 2**10, "NVIDIA GB200")
+_ARCHITECTURES = {
+    "a100-40gb": _AMPERE,
+    "a100-80gb": _AMPERE,
+    "l40s": _ADA,
+    "h100": _HOPPER,
+    "h200": _HOPPER,
+    "b200": _BLACKWELL,
+    "gb200": _GRACE_BLACKWELL,
+}
 
 
 def gpu_description(target: Target) -> str:
     """What XLA wants to know of a GPU, as the text of its `GpuTargetConfigProto`."""
-    major, cores, units, cache, clock, core_shared, block_shared, name = _ARCHITECTURES[target.model]
+    major, minor, cores, units, cache, clock, core_shared, block_shared, name = _ARCHITECTURES[target.model]
     return f"""
 gpu_device_info {{
-  cuda_compute_capability {{ major: {major} minor: 0 }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   core_count: {cores}
   fpus_per_core: {units}
   clock_rate_ghz: {clock}

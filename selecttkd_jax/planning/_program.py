@@ -1,4 +1,4 @@
-"""The training step of a configuration, compiled for a machine that is not there."""
+"""The programs of a configuration, compiled for a machine that is not there: its step, its evaluation, its writing."""
 
 import re
 import time
@@ -8,9 +8,13 @@ from math import prod
 from typing import Any, cast
 
 import jax
+from jax.sharding import Mesh
 
 from selecttkd_jax import runs
 from selecttkd_jax._mesh_axes import BATCH_AXES
+from selecttkd_jax.compilation import refused_options
+from selecttkd_jax.generation import Sampling
+from selecttkd_jax.models import DecoderConfig
 from selecttkd_jax.planning._hlo import Program, parse
 from selecttkd_jax.planning._machines import described_cudnn
 from selecttkd_jax.runs import RunConfig
@@ -67,6 +71,21 @@ class CompiledStep:
     cpu_seconds: float
 
 
+@dataclass(frozen=True)
+class CompiledDecoding:
+    """A program by which a model answers a batch of prompts.
+
+    Attributes:
+        program: What one device runs.
+        weights: Bytes of the model on one device.
+        peak: Bytes of everything on one device.
+    """
+
+    program: Program
+    weights: int
+    peak: int
+
+
 def compile_step(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> CompiledStep:
     """Compiles the very step that `selecttkd train` would run, on shapes alone.
 
@@ -78,16 +97,10 @@ def compile_step(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> Compi
     started, worked = time.perf_counter(), time.process_time()
     # Before the mesh is set: a key that is made under it would be made on devices that are not there.
     step, specs = runs.specify_step(config, pair, mesh)
-    with jax.set_mesh(mesh), described_cudnn(devices):
-        try:
-            compiled = cast(jax.stages.Wrapped, step).lower(specs.state, specs.frozen, specs.batch).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise TooLargeError(_first_sentence(str(error))) from None
+    compiled = _compile(step, (specs.state, specs.frozen, specs.batch), mesh)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
-    stats, text = compiled.memory_analysis(), compiled.as_text()
-    assert stats is not None and text is not None
+    stats = compiled.memory_analysis()
+    assert stats is not None
     sizes = {
         "teacher": _local_bytes(specs.frozen.teacher),
         "student": _local_bytes((specs.state.params, specs.frozen.base)),
@@ -99,13 +112,59 @@ def compile_step(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> Compi
         working=stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
-    return CompiledStep(dict(mesh.shape), parse(text), memory, seconds, cpu_seconds)
+    return CompiledStep(dict(mesh.shape), _parse(compiled), memory, seconds, cpu_seconds)
+
+
+def compile_evaluation(config: RunConfig, pair: Pair, devices: Sequence[Any]) -> Program:
+    """Compiles the evaluation of a held-out batch as a run would, on shapes alone.
+
+    Raises:
+        TooLargeError: It does not fit the memory.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    evaluate, specs = runs.specify_evaluation(config, pair, mesh)
+    return _parse(_compile(evaluate, (specs.state.params, specs.frozen, specs.batch), mesh))
+
+
+def compile_decoding(
+    config: RunConfig, decoder: DecoderConfig, sampling: Sampling, rows: int, devices: Sequence[Any], **options: Any
+) -> CompiledDecoding:
+    """Compiles the program by which a model answers `rows` prompts of the run's longest.
+
+    Raises:
+        TooLargeError: It does not fit the memory.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    prompt_length = config.data.max_length - sampling.max_new_tokens
+    answer, arguments = runs.specify_decoding(decoder, mesh, sampling, rows, prompt_length, **options)
+    compiled = _compile(answer, arguments, mesh)
+    stats = compiled.memory_analysis()
+    assert stats is not None
+    used = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return CompiledDecoding(_parse(compiled), _local_bytes(arguments[0]), used + stats.generated_code_size_in_bytes)
 
 
 def batch_divisor(config: RunConfig, devices: Sequence[Any]) -> int:
     """Over how many devices the rows of a batch are sharded."""
     mesh = make_mesh(config.mesh, devices)
     return prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _compile(function: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stages.Compiled:
+    with jax.set_mesh(mesh), described_cudnn(list(mesh.devices.flat)):
+        try:
+            with refused_options():
+                return cast(jax.stages.Wrapped, function).lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise TooLargeError(_first_sentence(str(error))) from None
+
+
+def _parse(compiled: jax.stages.Compiled) -> Program:
+    text = compiled.as_text()
+    assert text is not None
+    return parse(text)
 
 
 def _local_bytes(tree: Any) -> int:

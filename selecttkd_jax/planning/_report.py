@@ -9,12 +9,15 @@ from rich.table import Table
 
 from selecttkd_jax.planning._estimate import Estimate
 from selecttkd_jax.planning._program import CompiledStep
+from selecttkd_jax.planning._run import PACKED_FILL, Padding, RunCosts, Writing
 from selecttkd_jax.planning._search import Largest
 from selecttkd_jax.planning._targets import GIB, Target
+from selecttkd_jax.planning._timeline import PARTS
 from selecttkd_jax.runs import RunConfig
 
 # What JAX takes of a GPU's memory when nothing else is said.
 GPU_DEFAULT_SHARE = 0.75
+_PART_NAMES = {"attention": "attention of both", "teacher": "teacher's layers", "student": "student's layers"}
 
 
 def setting_report(config: RunConfig, target: Target) -> str:
@@ -36,7 +39,7 @@ def step_report(target: Target, step: CompiledStep, costs: Estimate) -> str:
     text = _lines(f"- mesh {mesh}; compiled in {step.cpu_seconds:.0f} s of processor time by JAX {jax.__version__}", "")
     for table in (_memory_table(target, step), _traffic_table(costs), _time_table(target, costs)):
         text += _lines(_as_text(table), "")
-    if costs.seconds:
+    if costs.timed:
         text += _lines(f"Rates: {target.device.source}.")
     if target.device.platform == "gpu" and step.memory.peak > GPU_DEFAULT_SHARE * target.device.memory:
         text += _lines(
@@ -44,6 +47,49 @@ def step_report(target: Target, step: CompiledStep, costs: Estimate) -> str:
             f"set XLA_PYTHON_CLIENT_MEM_FRACTION={1 - target.device.reserve:g}."
         )
     return text
+
+
+def run_report(costs: RunCosts, price: float | None) -> str:
+    """How long the whole run takes at least, and what that costs."""
+    what = f"{costs.steps:,} steps and {costs.evaluations:,} evaluations of {costs.evaluation_seconds:.2f} s"
+    bill = f", {price * costs.device_hours:,.2f} at {price:g} an hour and device" if price is not None else ""
+    return _lines(
+        "",
+        f"The run: {what}: {costs.hours:.2f} h at least, {costs.device_hours:.2f} hours of a device{bill}.",
+    )
+
+
+def padding_report(config: RunConfig, found: Padding) -> str:
+    """What padding costs."""
+    useful = f"rows that fill {found.fill:.0%} of {config.data.max_length} tokens"
+    seconds, rate = found.costs.step_seconds, found.costs.tokens_per_second
+    if seconds is None or rate is None:
+        return _lines("", f"Padding: {useful}; what they cost is not known of a target without rates.")
+    text = _lines(
+        "", f"Padding: {useful} take {1e3 * seconds:.1f} ms a step: {found.fill * rate:,.0f} tokens/s of text."
+    )
+    packed = found.packed
+    if packed is None or packed.step_seconds is None or packed.tokens_per_second is None:
+        return text
+    return text + _lines(
+        f"Packed (data.packing = true; {PACKED_FILL:.0%} full) {1e3 * packed.step_seconds:.1f} ms a step: "
+        f"{PACKED_FILL * packed.tokens_per_second:,.0f} tokens/s of text, {found.gain:.2f} times as many."
+    )
+
+
+def writing_report(found: list[Writing]) -> str:
+    """What it takes models to write."""
+    columns = ("rows", "prompt + answer", "weights GiB", "peak GiB", "ms to read", "ms a token", "tokens/s at most")
+    table = _table("writing, of a device", *columns)
+    for role in found:
+        times = ("", "", "")
+        if role.prefill_seconds is not None and role.token_seconds is not None:
+            rate = f"{role.tokens_per_second:,.0f}"
+            times = (f"{1e3 * role.prefill_seconds:.1f}", f"{1e3 * role.token_seconds:.2f}", rate)
+        lengths = f"{role.prompt_length} + {role.new_tokens}"
+        sizes = (f"{role.weights / GIB:.2f}", f"{role.peak / GIB:.2f}")
+        table.add_row(role.role, f"{role.rows:,}", lengths, *sizes, *times)
+    return _lines("", _as_text(table))
 
 
 def largest_report(config: RunConfig, target: Target, largest: list[Largest]) -> str:
@@ -94,19 +140,28 @@ def _traffic_table(costs: Estimate) -> Table:
 
 
 def _time_table(target: Target, costs: Estimate) -> Table:
-    table = _table("step of a device", "amount", "peak rate", "seconds at least")
-    device, seconds = target.device, costs.seconds
-    sent = sum(moved.sent for moved in costs.traffic.values())
-    rows = (
-        ("matrix products", f"{costs.flops.total() / 1e12:.2f} TFLOP", device.flops, 1e12, "TFLOP/s"),
-        ("memory", f"{costs.memory_bytes / GIB:.2f} GiB", device.memory_rate, 1e9, "GB/s"),
-        ("links", f"{sent / GIB:.3f} GiB", device.link_rate, 1e9, "GB/s"),
+    """A row for each part of the step; no times where the target states no rates."""
+    table = _table("step of a device", "kernels", "TFLOP", "GiB moved", "ms at least", "share")
+    timeline, timed = costs.timeline, costs.step_seconds
+
+    def add(name: str, seconds: float, *amounts: str) -> None:
+        table.add_row(name, *amounts, *(("", "") if not timed else (f"{1e3 * seconds:.1f}", f"{seconds / timed:.0%}")))
+
+    for name in (*PARTS, "other"):
+        if (part := timeline.parts.get(name)) is not None:
+            amounts = (f"{part.kernels:,}", f"{part.flops.total() / 1e12:.2f}", f"{part.moved / GIB:.2f}")
+            add(_PART_NAMES.get(name, name), part.seconds, *amounts)
+    if costs.traffic:
+        whole = f" ({1e3 * timeline.links:.1f} ms in all)" if timed else ""
+        add(f"collectives that no kernel covers{whole}", timeline.exposed, "", "", "")
+    rate = costs.tokens_per_second
+    add(
+        "all of it" if rate is None else f"all of it: {rate:,.0f} tokens/s at most",
+        timeline.seconds,
+        f"{sum(part.kernels for part in timeline.parts.values()):,}",
+        f"{costs.flops.total() / 1e12:.2f}",
+        f"{costs.memory_bytes / GIB:.2f}",
     )
-    for name, amount, rate, unit, label in rows:
-        stated = "" if rate is None else f"{rate / unit:,.0f} {label}"
-        table.add_row(name, amount, stated, f"{seconds[name]:.4f}" if name in seconds else "")
-    if costs.step_seconds is not None and costs.tokens_per_second is not None:
-        table.add_row("all at once", f"{costs.tokens_per_second:,.0f} tokens/s", "", f"{costs.step_seconds:.4f}")
     return table
 
 

@@ -29,7 +29,7 @@ class Device:
         link_rate: Bytes a second that a device sends to its neighbours, all links together.
         hosts_rate: The same for collectives over several hosts: where each device of a host has an adapter of its own,
             all of them work on the host's share, so this is their sum if that is less than `link_rate`.
-        per_host: Devices on a host.
+        per_host: Devices that those links join: those of a host, or of several in one NVLink domain.
         reserve: Share of the memory that libraries and buffers of the communication need for themselves.
         source: Where the numbers are from.
     """
@@ -66,7 +66,16 @@ def _tpu(memory_gib: float, flops: float, memory_rate: float, link_rate: float, 
 
 
 def _gpu(
-    memory: int, flops: float, flops_float32: float, memory_rate: float, link_rate: float, hosts_rate: float, sheet: str
+    memory: int,
+    flops: float,
+    flops_float32: float,
+    memory_rate: float,
+    link_rate: float,
+    hosts_rate: float,
+    sheet: str,
+    *,
+    per_host: int = 8,
+    links: str = "NVLink",
 ) -> Device:
     return Device(
         platform="gpu",
@@ -76,10 +85,10 @@ def _gpu(
         memory_rate=memory_rate,
         link_rate=link_rate,
         hosts_rate=hosts_rate,
-        per_host=8,
+        per_host=per_host,
         reserve=0.1,
-        source=f"NVIDIA's data sheet of the {sheet}, dense; NVLink one way; between hosts "
-        f"{hosts_rate / 1e9:.0f} GB/s for eight GPUs",
+        source=f"NVIDIA's data sheet of the {sheet}, dense; {links} one way; between hosts "
+        f"{hosts_rate / 1e9:.0f} GB/s for {per_host} GPUs",
     )
 
 
@@ -92,8 +101,11 @@ DEVICES: dict[str, dict[str, Device]] = {
     "gpu": {
         "a100-40gb": _gpu(42_297_786_368, 312e12, 156e12, 1555e9, 300e9, 200e9, "A100 40GB SXM"),
         "a100-80gb": _gpu(85_100_068_864, 312e12, 156e12, 2039e9, 300e9, 200e9, "A100 80GB SXM"),
+        "l40s": _gpu(47_810_936_832, 362e12, 183e12, 864e9, 32e9, 32e9, "L40S", links="PCIe 4.0 x16"),
         "h100": _gpu(84_942_979_072, 989e12, 494e12, 3352e9, 450e9, 400e9, "H100 SXM"),
         "h200": _gpu(151_397_597_184, 989e12, 494e12, 4800e9, 450e9, 400e9, "H200 SXM"),
+        "b200": _gpu(191_514_411_008, 2250e12, 1125e12, 7672e9, 900e9, 400e9, "HGX B200"),
+        "gb200": _gpu(197_897_748_480, 2500e12, 1250e12, 7928e9, 900e9, 900e9, "GB200 NVL72", per_host=72),
     },
 }
 
@@ -147,7 +159,7 @@ def parse_target(text: str) -> Target:
     if platform == "gpu":
         count = _count(text, size)
         if count > device.per_host and count % device.per_host:
-            raise InputError(f"target {text!r}: more than {device.per_host} GPUs come in hosts of {device.per_host}")
+            raise InputError(f"target {text!r}: more than {device.per_host} GPUs come in groups of {device.per_host}")
         return Target(text, model, device, (count,))
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
         raise InputError(f"target {text!r}: a TPU slice has a shape, such as {EXAMPLES.partition(', gpu')[0]}")

@@ -6,7 +6,14 @@ from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
-from selecttkd_jax.runs._specs import StepSpecs, abstract_pair, model_shardings, specify_step
+from selecttkd_jax.runs._specs import (
+    StepSpecs,
+    abstract_pair,
+    model_shardings,
+    specify_decoding,
+    specify_evaluation,
+    specify_step,
+)
 from selecttkd_jax.runs._toml import config_from_dict, config_to_dict, load_config, save_config
 from selecttkd_jax.runs._train import Run, train
 
@@ -31,6 +38,8 @@ __all__ = [
     "options_of",
     "save_config",
     "section_kinds",
+    "specify_decoding",
+    "specify_evaluation",
     "specify_step",
     "train",
 ]

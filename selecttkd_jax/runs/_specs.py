@@ -5,18 +5,22 @@ A run loads its weights by these, and a plan compiles its step from them: both h
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selecttkd_jax import data, models
+from selecttkd_jax import data, generation, models
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._mesh_axes import BATCH_AXES
+from selecttkd_jax.evaluation import HeldOut, HeldOutProgram, held_out_verifiers
+from selecttkd_jax.generation import Sampling
 from selecttkd_jax.methods import Parts
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.sharding import PRESETS, check_rows
@@ -114,7 +118,13 @@ def make_step(
     config: RunConfig, loss: Loss, optimizer: optax.GradientTransformation, shardings: TrainState | None
 ) -> TrainStep:
     """The training step of a configuration, for a state of these shardings."""
-    return make_train_step(loss, optimizer, micro_batches=config.training.micro_batches, shardings=shardings)
+    return make_train_step(
+        loss,
+        optimizer,
+        micro_batches=config.training.micro_batches,
+        shardings=shardings,
+        compiler_options=config.mesh.compiler_options,
+    )
 
 
 def model_shardings(mesh: Mesh, config: RunConfig, pair: Pair) -> tuple[Params, Params | None]:
@@ -138,6 +148,44 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
     method = build_method(config, pair, mesh)
     specs, shardings = _arguments(config, pair, mesh, optimizer, method.source.shapes)
     return make_step(config, method.loss, optimizer, shardings), specs
+
+
+def specify_evaluation(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[HeldOutProgram, StepSpecs]:
+    """The program by which a run evaluates a held-out batch, and its arguments: of the state only `params` is taken."""
+    pair = choose_attention(config, pair, mesh)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    shapes = data.batch_shapes(config.data.batch_size // config.training.micro_batches, config.data.max_length)
+    specs, _ = _arguments(config, pair, mesh, optimizer, shapes)
+    verifiers = held_out_verifiers(config.objective.k or 5)
+    return HeldOut(pair, Frozen(), (), verifiers, memory_budget=config.training.head_memory).program, specs
+
+
+def specify_decoding(
+    decoder: models.DecoderConfig,
+    mesh: Mesh,
+    sampling: Sampling,
+    rows: int,
+    prompt_length: int,
+    *,
+    vocab_size: int | None = None,
+    in_int8: bool = False,
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The program by which a model answers `rows` prompts, and its arguments, the weights first."""
+    dtype = generation.default_dtype(mesh)
+    params = _parameters(decoder, dtype.name, models.shardings(decoder, mesh, PRESETS["tensor"]))
+    params = _layer_by_layer(_in_int8(params) if in_int8 else params)
+    by_rows, everywhere = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), NamedSharding(mesh, PartitionSpec())
+    ids = jax.ShapeDtypeStruct((rows, prompt_length), np.int32, sharding=by_rows)
+    mask = jax.ShapeDtypeStruct((rows, prompt_length), np.bool_, sharding=by_rows)
+    stop_ids = jax.ShapeDtypeStruct((8,), np.int32, sharding=everywhere)
+    numbers = jax.eval_shape(lambda: jax.random.key_data(jax.random.split(jax.random.key(0), rows)))
+    static = {"sampling": sampling, "vocab_size": vocab_size, "dtype": dtype}
+
+    @jax.jit
+    def answer(params: Params, ids: Any, mask: Any, stop_ids: Any, numbers: Any) -> Any:
+        return generation.decode(decoder, params, ids, mask, stop_ids, jax.random.wrap_key_data(numbers), **static)
+
+    return answer, (params, ids, mask, stop_ids, _placed(numbers, by_rows))
 
 
 def _arguments(
@@ -169,6 +217,17 @@ def _arguments(
 def _parameters(decoder: models.DecoderConfig, dtype: str, shardings: Any) -> Params:
     draw = partial(models.init_params, decoder, dtype=jnp.dtype(dtype))
     return jax.tree.map(_placed, jax.eval_shape(draw, jax.random.key(0)), shardings)
+
+
+def _layer_by_layer(params: Params) -> Params:
+    """The parameters as `generation.lay_out` places them."""
+
+    def of_one(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
+
+    layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(of_one, params["layers"]) for _ in range(layers))}
 
 
 def _in_int8(params: Params) -> Params:

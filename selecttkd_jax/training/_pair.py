@@ -65,10 +65,14 @@ class Pair:
         dtype = jnp.dtype(self.dtype)
         inputs = batch.input_ids, batch.positions, batch.segment_ids
         options = {"dtype": dtype, "attention": self.attention}
-        student_hidden, _ = forward(self.student, student_params, *inputs, remat=self.remat, **options)
+        # The names tell profiles and planning whose kernels these are.
+        with jax.named_scope("student"):
+            student_hidden, _ = forward(self.student, student_params, *inputs, remat=self.remat, **options)
         if self.teacher is None:
             return student_hidden, None
-        teacher_hidden, _ = forward(self.teacher, jax.lax.stop_gradient(_require(teacher_params)), *inputs, **options)
+        teacher_params = jax.lax.stop_gradient(_require(teacher_params))
+        with jax.named_scope("teacher"):
+            teacher_hidden, _ = forward(self.teacher, teacher_params, *inputs, **options)
         return student_hidden, teacher_hidden
 
     def heads(self, student_params: Params, teacher_params: Params | None) -> tuple[Head, Head | None]:

@@ -9,8 +9,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from selecttkd_jax.planning._collectives import collective_traffic
 from selecttkd_jax.planning._estimate import sweep_rounds
-from selecttkd_jax.planning._flops import matmul_flops
-from selecttkd_jax.planning._hlo import parse
+from selecttkd_jax.planning._hlo import once, parse
+from selecttkd_jax.planning._targets import Device
+from selecttkd_jax.planning._timeline import lay_out_timeline
 
 LAYERS, ROWS, WIDTH = 5, 24, 56
 
@@ -28,6 +29,10 @@ def compiled(function, mesh, *arguments):
             for shape, spec in arguments
         )
         return parse(jax.jit(function).lower(*shapes).compile().as_text())
+
+
+def matmul_flops(program, rounds=once):
+    return lay_out_timeline(program, Device("cpu", memory=1), 1, rounds).flops
 
 
 def test_a_scanned_layer_counts_as_often_as_it_runs(mesh):
@@ -177,9 +182,9 @@ def test_a_loop_of_unknown_rounds_takes_the_number_given(mesh):
         return jax.lax.fori_loop(0, count[0].astype(jnp.int32), lambda _, x: jnp.tanh(x @ weight), x)
 
     program = compiled(turn, mesh, ((ROWS, WIDTH), ()), ((WIDTH, WIDTH), ()), ((1,), ()))
-    once = 2 * ROWS * WIDTH * WIDTH
-    assert matmul_flops(program).total() == once
-    assert matmul_flops(program, lambda loop: 3).total() == 3 * once
+    product = 2 * ROWS * WIDTH * WIDTH
+    assert matmul_flops(program).total() == product
+    assert matmul_flops(program, lambda loop: 3).total() == 3 * product
 
 
 UNROLLED = """
