@@ -1,15 +1,18 @@
 """Compiling a program before it runs, so that its time and its memory are its own, and once for all processes."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from selecttkd_jax._errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +61,30 @@ def compile_ahead(function: Any, *arguments: Any, **options: Any) -> jax.stages.
 
     Returns:
         The program, with its `memory_analysis()`.
+
+    Raises:
+        InputError: The compiler has no such option as the function was given.
     """
     started = time.perf_counter()
-    compiled = function.lower(*arguments, **options).compile()
+    with refused_options():
+        compiled = function.lower(*arguments, **options).compile()
     _give_back_freed_memory()
     stats = compiled.memory_analysis()
     temporary = "" if stats is None else f"; its temporary arrays take {stats.temp_size_in_bytes / 2**20:,.0f} MiB"
     logger.info("compiled in %.0f s%s", time.perf_counter() - started, temporary)
     return compiled
+
+
+@contextlib.contextmanager
+def refused_options() -> Iterator[None]:
+    """Says in a user's words which compiler option there is not, or which value it does not take."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        words = str(error).splitlines()[0]
+        if "No such compile option" in words or "While setting option" in words:
+            raise InputError(f"the compiler refuses an option (mesh.xla_flags): {words.partition(': ')[2]}") from None
+        raise
 
 
 def compile_on_first_call(step: Callable[..., Any]) -> Callable[..., Any]:

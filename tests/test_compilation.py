@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.compilation import compile_ahead, compile_on_first_call
 
 
@@ -94,3 +95,14 @@ def test_a_folder_that_jax_knows_stays_and_off_is_off(tmp_path):
 def test_a_folder_that_cannot_be_made_is_only_told(tmp_path):
     (tmp_path / "selecttkd_jax").touch()
     assert keep(tmp_path) == ("None", 0)
+
+
+def test_options_of_the_compiler_reach_it():
+    known = compile_ahead(jax.jit(jnp.sin, compiler_options={"xla_backend_optimization_level": "1"}), 1.0)
+    assert known(0.0) == 0.0
+    for options, said in (
+        ({"xla_nonsense": True}, "No such compile option: 'xla_nonsense'"),
+        ({"xla_cpu_enable_fast_math": "perhaps"}, "'perhaps' is not a valid bool value"),
+    ):
+        with pytest.raises(InputError, match=rf"refuses an option \(mesh\.xla_flags\): .*{said}"):
+            compile_ahead(jax.jit(jnp.sin, compiler_options=options), 1.0)

@@ -1,6 +1,7 @@
 """The device mesh: three named axes, from sizes in a configuration."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -33,6 +34,8 @@ class MeshConfig:
     """The same of the teacher."""
     host_timeout: int = 100
     """Of a run on several hosts: seconds without a sign of life after which a host counts as dead and the rest stop."""
+    xla_flags: tuple[str, ...] = ()
+    """Options of XLA for compiling the training step, for example: xla_tpu_enable_async_collective_fusion=true."""
 
     def __post_init__(self) -> None:
         for axis in AXES:
@@ -44,6 +47,15 @@ class MeshConfig:
         for name in ("student", "teacher"):
             check_one_of(f"mesh.{name}", getattr(self, name), PRESETS)
         check_at_least("mesh.host_timeout", self.host_timeout, 1)
+        for flag in self.xla_flags:
+            if not re.fullmatch(r"(--)?xla_\w+=\S+", flag):
+                raise InputError(f"mesh.xla_flags takes options such as xla_name=value, got {flag!r}")
+
+    @property
+    def compiler_options(self) -> dict[str, str | bool]:
+        """`xla_flags` as `jax.jit` takes them."""
+        pairs = (flag.removeprefix("--").split("=", 1) for flag in self.xla_flags)
+        return {name: {"true": True, "false": False}.get(value, value) for name, value in pairs}
 
     @property
     def sizes(self) -> tuple[int, int, int]:

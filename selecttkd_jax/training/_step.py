@@ -1,6 +1,6 @@
 """One optimizer step: a pure, jitted function of (state, frozen parameters, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, cast
 
 import jax
@@ -31,6 +31,7 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     shardings: TrainState | None = None,
+    compiler_options: Mapping[str, str | bool] | None = None,
 ) -> TrainStep:
     """Builds the training step of any loss.
 
@@ -42,6 +43,7 @@ def make_train_step(
         optimizer: A gradient transformation over the float32 master weights or adapters.
         micro_batches: Into how many parts the batch is cut to save memory; it has to divide the batch.
         shardings: Those of the state (`state_shardings`), for the new state and the gradients, too.
+        compiler_options: Options of XLA for this program.
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`, jitted. It donates `state` and nothing else. `metrics` holds
@@ -88,11 +90,17 @@ def make_train_step(
         draws = loss.draw(stream_key(state.key, "verification", state.step), batch)
         draws = jax.tree.map(shard_rows, draws)
         grads, sums = batch_grads(state.params, frozen, state.step, batch, draws)
-        scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
-        grads = jax.tree.map(lambda grad: grad * scale, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = cast(Params, optax.apply_updates(state.params, updates))
-        metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(grads))
+        with jax.named_scope("optimizer"):
+            scale = 1.0 / jnp.where(sums.count > 0, sums.count, 1.0)
+            grads = jax.tree.map(lambda grad: grad * scale, grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = cast(Params, optax.apply_updates(state.params, updates))
+            metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=None if shardings is None else (shardings, None),
+        compiler_options=dict(compiler_options or {}),
+    )

@@ -162,3 +162,14 @@ def test_letters_of_another_rank_are_refused():
         parameter_shardings(mesh, sharding.PRESETS["fsdp"], {"head": "DV"}, {"head": jax.ShapeDtypeStruct((8,), "f4")})
     spec = parameter_shardings(mesh, {}, {"head": "D"}, {"head": jax.ShapeDtypeStruct((8,), "f4")})["head"].spec
     assert spec == PartitionSpec(None)
+
+
+def test_xla_flags_become_options_of_the_compiler():
+    config = sharding.MeshConfig(xla_flags=("--xla_one=true", "xla_two=false", "xla_three=5=6"))
+    assert config.compiler_options == {"xla_one": True, "xla_two": False, "xla_three": "5=6"}
+
+
+@pytest.mark.parametrize("flag", ["xla_one", "one=true", "xla_one=", "xla_one=true xla_two=true"])
+def test_what_is_no_xla_flag_is_refused(flag):
+    with pytest.raises(InputError, match=r"mesh\.xla_flags takes options such as xla_name=value"):
+        sharding.MeshConfig(xla_flags=(flag,))

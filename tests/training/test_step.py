@@ -151,6 +151,11 @@ def test_bfloat16_compute_keeps_float32_masters(batch, student, teacher):
     assert float(metrics["sums"].divergence) == pytest.approx(float(full_metrics["sums"].divergence), rel=0.05)
 
 
+def test_options_of_the_compiler_reach_it(batch, student, teacher):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_nonsense'"):
+        take(batch, student, teacher, compiler_options={"xla_nonsense": True})
+
+
 def test_micro_batches_that_do_not_divide_are_refused(batch, student, teacher):
     with pytest.raises(InputError, match="8 rows cannot be cut into 3"):
         take(batch, student, teacher, micro_batches=3)
