@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from selecttkd_jax._errors import InputError
 
@@ -88,14 +89,15 @@ def refused_options() -> Iterator[None]:
 
 
 def compile_on_first_call(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step, compiled by `compile_ahead` when it is first called."""
-    compiled = False
+    """The step, compiled by `compile_ahead` when it is first called with arguments of their shapes."""
+    compiled: set[Any] = set()
 
     def call(*arguments: Any) -> Any:
-        nonlocal compiled
-        if not compiled:
+        leaves, tree = jax.tree.flatten(arguments)
+        shapes = tree, tuple(jnp.shape(leaf) for leaf in leaves)
+        if shapes not in compiled:
             compile_ahead(step, *arguments)
-            compiled = True
+            compiled.add(shapes)
         return step(*arguments)
 
     return call

@@ -15,6 +15,7 @@ from selecttkd_jax.data._packing import PackedBatches, pack_batches
 from selecttkd_jax.data._prompts import describe_prompt
 from selecttkd_jax.data._records import Record, ResponseName, read_records, student_records
 from selecttkd_jax.data._rendering import render_plain_prompt, render_prompt
+from selecttkd_jax.data._repacking import Layout, lay_out_sequences, share_sequences
 from selecttkd_jax.data._rows import Rows
 from selecttkd_jax.data._tokenize import tokenize_records
 from selecttkd_jax.data._tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, tokenizer_size
@@ -26,6 +27,7 @@ __all__ = [
     "BatchIterator",
     "DataConfig",
     "Finish",
+    "Layout",
     "PackedBatches",
     "Record",
     "ResponseName",
@@ -36,12 +38,14 @@ __all__ = [
     "check_same_tokenizer",
     "describe_prompt",
     "eval_batches",
+    "lay_out_sequences",
     "load_tokenizer",
     "make_batches",
     "pack_batches",
     "read_records",
     "render_plain_prompt",
     "render_prompt",
+    "share_sequences",
     "stop_ids",
     "student_records",
     "tokenize_records",

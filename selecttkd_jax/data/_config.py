@@ -41,9 +41,9 @@ class DataConfig:
     max_length: int = 512
     """Tokens in a row, prompt included; longer responses are cut at their end."""
     batch_size: int = 8
-    """Rows in a batch, over all devices and micro-batches; with `packing`, sequences of max_length tokens."""
+    """Rows in a batch, over all devices and micro-batches; where stored rows are packed, sequences of max_length."""
     packing: bool = False
-    """Put several rows into one sequence, as many as fit, where only stored responses are learned from."""
+    """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
 
     def __post_init__(self) -> None:
         if not self.train:

@@ -25,7 +25,7 @@ from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import any_mesh, vary_alike
 from selecttkd_jax.distill._head_products import HeadInputs
 from selecttkd_jax.distill._inputs import Head, Tokens, check_kind
-from selecttkd_jax.distill._objective import Objective, check_alpha, check_segments
+from selecttkd_jax.distill._objective import Objective, check_segments, spread_alpha
 from selecttkd_jax.distill._placed_sweep import Placement, choose_placement, cut_to_equal_widths, placed_sweep
 from selecttkd_jax.distill._sums import LossSums, reduce_terms, token_coefficients
 from selecttkd_jax.distill._sweep import Evaluate
@@ -101,10 +101,9 @@ def fused_head(
 
     # What goes along with each position into its chunk.
     alpha = tokens.alpha
-    check_segments(tokens.segment_ids, mask, alpha)
+    check_segments(tokens.segment_ids, mask)
     if alpha is not None:
-        check_alpha(alpha, mask.shape[0])
-        alpha = jnp.broadcast_to(alpha[:, None, None], (*mask.shape, 1))
+        alpha = spread_alpha(alpha, mask, packed=tokens.segment_ids is not None)
     per_token = {"uniforms": tokens.uniforms, "labels": tokens.labels, "acceptance": tokens.acceptance}
     for name, values in per_token.items():
         if values is not None:

@@ -123,7 +123,7 @@ def fused_policy(
         raise InputError("a skew per sequence (alpha) has no place in a policy gradient; leave it out")
     student, teacher = join_models(student_hidden, student_head, teacher_hidden, teacher_head)
     mask = as_mask(tokens.mask)
-    check_segments(tokens.segment_ids, mask, None)
+    check_segments(tokens.segment_ids, mask)
     vocab_size = check_inputs(student, teacher, mask, vocab_size)
     student, teacher = cut_to_equal_widths(student, jax.lax.stop_gradient(teacher))
     per_token = {

@@ -19,7 +19,7 @@ class Tokens:
         mask: [B, T], boolean or 0/1: the positions that carry loss.
         uniforms: [B, T] draws from [0, 1), or None for the expectation over them.
         labels: [B, T] token ids, if the objective uses them.
-        alpha: [B], a skew per sequence in place of the divergence's own.
+        alpha: [B], a skew per sequence, or [B, T], a skew per position, in place of the divergence's own.
         acceptance: [B, T] in [0, 1] in place of the verifier's: how ranking selectors and cached verdicts enter.
         segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0 for
             padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
@@ -28,7 +28,7 @@ class Tokens:
     mask: TokenMask
     uniforms: PerToken | None = None
     labels: TokenIds | None = None
-    alpha: PerSequence | None = None
+    alpha: PerSequence | PerToken | None = None
     acceptance: PerToken | None = None
     segment_ids: TokenIds | None = None
 

@@ -105,7 +105,8 @@ class Objective:
             mask: [B, T], boolean or integers 0/1: the positions that carry loss.
             uniforms: [B, T] draws from [0, 1), one per position, or None for the expectation over them.
             labels: [B, T] token ids, if the objective uses them.
-            alpha: [B], a skew per sequence (see `adaptive_skew`), in place of the divergence's own.
+            alpha: [B], a skew per sequence (see `adaptive_skew`), or [B, T], a skew per position, in place of the
+                divergence's own.
             acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
             segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0
                 for padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
@@ -126,10 +127,9 @@ class Objective:
         mask = as_mask(mask)
         if mask.shape != student_logits.shape[:2]:
             raise InputError(f"mask must have the shape of the positions, {student_logits.shape[:2]}, got {mask.shape}")
-        check_segments(segment_ids, mask, alpha)
+        check_segments(segment_ids, mask)
         if alpha is not None:
-            check_alpha(alpha, student_logits.shape[0])
-            alpha = jnp.broadcast_to(alpha[:, None, None], (*student_logits.shape[:2], 1))
+            alpha = spread_alpha(alpha, mask, packed=segment_ids is not None)
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
         if chunk_size is None:
@@ -198,23 +198,36 @@ class Objective:
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
 
 
-def check_alpha(alpha: Array, rows: int) -> None:
-    """Raises InputError unless `alpha` is one skew in [0, 1) per sequence. Traced values pass unseen."""
-    if jnp.shape(alpha) != (rows,):
-        raise InputError(f"alpha must have shape {(rows,)}, one skew per sequence, got {jnp.shape(alpha)}")
+def spread_alpha(alpha: Array, mask: TokenMask, *, packed: bool) -> Array:
+    """A skew per sequence [B] or position [B, T] as [B, T, 1].
+
+    Raises:
+        InputError: It has another shape, is not in [0, 1) (traced values pass unseen), or is one per row where rows
+            hold several sequences.
+    """
+    shape = jnp.shape(alpha)
+    if shape not in (mask.shape[:1], mask.shape):
+        raise InputError(
+            f"alpha must have shape {mask.shape[:1]}, one skew per sequence, or {mask.shape}, one per position; "
+            f"got {shape}"
+        )
+    if packed and len(shape) == 1:
+        raise InputError(
+            "alpha is one skew per row, and with segment_ids a row holds several sequences: give one per position, "
+            f"{mask.shape}"
+        )
     check_in_range("alpha", alpha, 0.0, 1.0, include_high=False)
+    return jnp.broadcast_to(alpha[:, None, None], (*mask.shape, 1)) if len(shape) == 1 else alpha[..., None]
 
 
-def check_segments(segment_ids: TokenIds | None, mask: TokenMask, alpha: Array | None) -> None:
-    """Raises unless `segment_ids` are absent, or integers of the mask's shape without a skew per row."""
+def check_segments(segment_ids: TokenIds | None, mask: TokenMask) -> None:
+    """Raises unless `segment_ids` are absent, or integers of the mask's shape."""
     if segment_ids is None:
         return
     check_same_shape("segment_ids", segment_ids, "mask", mask)
     if not jnp.issubdtype(jnp.asarray(segment_ids).dtype, jnp.integer):
         raise TypeError(f"segment_ids must be integers, got {jnp.asarray(segment_ids).dtype}")
     check_in_range("segment_ids", segment_ids, 0, mask.shape[1])
-    if alpha is not None:
-        raise InputError("alpha is one skew per row, and with segment_ids a row holds several sequences: leave one out")
 
 
 def _where_valid(mask: TokenMask, logits: Any) -> Any:

@@ -99,5 +99,6 @@ class MiniLlm:
             pretraining=self.pretraining,
             expected=parts.objective.expected,
             memory_budget=parts.memory_budget,
+            packed=parts.packed,
         )
         return Method(source=source, loss=loss)

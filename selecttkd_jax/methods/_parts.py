@@ -28,7 +28,7 @@ class Parts:
         write: Lets the student, the teacher or both write (`sources.Writers`).
         frozen: The parameters that are not trained; none where a step is only compiled.
         stored_student: The student's stored responses to the same prompts, where the method reads them.
-        packed: Whether several rows stand in each sequence of the stored batches.
+        packed: Whether several rows share a sequence where they are learned from.
         rollouts: Where text that outlives its step is kept; None where a step is only compiled.
     """
 
@@ -121,6 +121,7 @@ class Parts:
             expected=self.objective.expected,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
+            packed=self.packed,
         )
 
 

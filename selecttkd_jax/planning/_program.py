@@ -11,14 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from selecttkd_jax import runs
-from selecttkd_jax._mesh_axes import BATCH_AXES
 from selecttkd_jax.compilation import refused_options
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.models import DecoderConfig
 from selecttkd_jax.planning._hlo import Program, parse
 from selecttkd_jax.planning._machines import described_cudnn
 from selecttkd_jax.runs import RunConfig
-from selecttkd_jax.sharding import make_mesh
+from selecttkd_jax.sharding import make_mesh, row_devices
 from selecttkd_jax.training import Pair
 
 
@@ -146,8 +145,7 @@ def compile_decoding(
 
 def batch_divisor(config: RunConfig, devices: Sequence[Any]) -> int:
     """Over how many devices the rows of a batch are sharded."""
-    mesh = make_mesh(config.mesh, devices)
-    return prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return row_devices(make_mesh(config.mesh, devices))
 
 
 def _compile(function: Any, arguments: tuple[Any, ...], mesh: Mesh) -> jax.stages.Compiled:

@@ -62,7 +62,7 @@ class Padding:
     Attributes:
         fill: The share of a batch that is no padding.
         costs: Of a step whose rows are so full.
-        packed: Of a step whose sequences are packed; None where the method cannot learn from them.
+        packed: Of a step whose sequences are packed; None where they are already.
     """
 
     fill: float
@@ -135,7 +135,7 @@ def padding(
 ) -> Padding:
     """What a step costs whose rows fill `fill` of it, and what it costs when they are packed."""
     packed = None
-    if config.packs() and not config.data.packing:
+    if not config.data.packing:
         packing = replace(config, data=replace(config.data, packing=True))
         packed = estimate(packing, target, compile_step(packing, pair, devices), fill=PACKED_FILL)
     return Padding(fill, estimate(config, target, step, fill=fill), packed)

@@ -104,11 +104,6 @@ class RunConfig:
                 f"[engine] is a server that writes the student's text, and under method {self.method.name} {why}: "
                 "leave it out"
             )
-        if self.data.packing and not self.packs():
-            raise InputError(
-                f"data.packing puts stored responses together, and method {self.method.name} learns from others too: "
-                "leave it out"
-            )
         if self.lora is None and self.models.student_dtype != "float32":
             raise InputError(
                 f"models.student_dtype = {self.models.student_dtype} is for frozen weights; without a [lora] section "
@@ -120,8 +115,8 @@ class RunConfig:
                 f"got {self.training.micro_batches}"
             )
 
-    def packs(self) -> bool:
-        """Whether the method can learn from packed rows: where it learns from nothing but stored responses."""
+    def reads_one_stream(self) -> bool:
+        """Whether the method learns from nothing but the data's responses: they can be packed before a run begins."""
         return not self.method.writes and self.method.reads == ("response",)
 
     def on_platform(self, platform: str) -> "RunConfig":

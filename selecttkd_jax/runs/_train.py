@@ -33,8 +33,8 @@ from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
 from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
 from selecttkd_jax.runs._toml import save_config
-from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share
-from selecttkd_jax.sources import EngineWriters, Recorder, Stored, Writers
+from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share, row_devices
+from selecttkd_jax.sources import EngineWriters, Recorder, RowPacker, Stored, Writers
 from selecttkd_jax.training import (
     Checkpoints,
     Explainer,
@@ -134,11 +134,11 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     # Build the method on the stored rows.
     rows, length = config.data.batch_size, config.data.max_length
     part, parts = process_share(mesh, rows)
-    make_batches = data.pack_batches if config.data.packing else data.make_batches
+    make_batches = data.pack_batches if config.data.packing and config.reads_one_stream() else data.make_batches
     batches = make_batches(prepared.train_rows, rows, length, config.seed, process_index=part, process_count=parts)
     if isinstance(batches, data.PackedBatches):
         logger.info("%s", batches.summary())
-    elif config.packs() and prepared.train_rows.fill(length) < _FULL:
+    elif not config.data.packing and prepared.train_rows.fill(length) < _FULL:
         logger.info(
             "%.0f %% of a batch is padding: data.packing = true puts several rows into a sequence",
             100 * (1 - prepared.train_rows.fill(length)),
@@ -172,6 +172,9 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
 
     # Loop.
     held_out = make_held_out(mesh, config, pair, frozen, prepared.held_out_rows)
+    place = partial(place_batch, mesh, rows=rows)
+    if config.data.packing and not config.reads_one_stream():
+        place = RowPacker(mesh, rows, config.training.micro_batches * row_devices(mesh))
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
     looks = make_rollouts(mesh, config, pair, frozen, prepared, method.source.shapes, recorder, writer)
     try:
@@ -181,7 +184,7 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
                 frozen,
                 train_step=compile_on_first_call(step),
                 source=method.source,
-                place=recorder.watch(partial(place_batch, mesh, rows=rows)),
+                place=recorder.watch(place),
                 evaluators=[held_out, *looks],
                 writer=writer,
                 checkpoints=checkpoints,

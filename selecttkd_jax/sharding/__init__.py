@@ -9,6 +9,7 @@ from selecttkd_jax.sharding._placement import (
     make_array_from_slices,
     place_batch,
     process_share,
+    row_devices,
 )
 from selecttkd_jax.sharding._rules import PRESETS, Rules, parameter_shardings
 
@@ -26,6 +27,7 @@ __all__ = [
     "place_batch",
     "process_share",
     "reshard_to_rows",
+    "row_devices",
     "shard_rows",
     "shard_rows_and_heads",
 ]

@@ -41,10 +41,15 @@ def make_array_from_slices(
 
 def check_rows(mesh: Mesh, name: str, rows: int) -> None:
     """Raises InputError unless `rows`, called `name`, divide over the mesh's batch axes."""
-    devices = prod(mesh.shape[axis] for axis in BATCH_AXES)
+    devices = row_devices(mesh)
     if rows % devices:
         product = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in BATCH_AXES)
         raise InputError(f"{name} = {rows} does not divide over mesh {product}; take a multiple of {devices}")
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are sharded."""
+    return prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def process_share(mesh: Mesh, rows: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from selecttkd_jax.sources._engine import EngineConfig, EngineWriters
 from selecttkd_jax.sources._engine_files import EngineFiles
 from selecttkd_jax.sources._epoch_pairs import EpochPairs
 from selecttkd_jax.sources._on_policy import OnPolicy
+from selecttkd_jax.sources._packing import RowPacker
 from selecttkd_jax.sources._pairs import Pairs, StoredPairs
 from selecttkd_jax.sources._recorder import ROLLOUTS, Recorder, Taken, describe_responses
 from selecttkd_jax.sources._replay import Replay
@@ -37,8 +38,9 @@ __all__ = [
     "Rewrite",
     "Role",
     "RolloutBuffer",
-    "Scorer",
     "RolloutFiles",
+    "RowPacker",
+    "Scorer",
     "Stored",
     "StoredPairs",
     "Taken",

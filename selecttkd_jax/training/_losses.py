@@ -86,6 +86,7 @@ class TwoStreams:
         expected: As in `OneStream`.
         memory_budget: As in `OneStream`.
         skip_rejected: As in `OneStream`.
+        packed: As in `OneStream`.
     """
 
     pair: Pair
@@ -94,6 +95,7 @@ class TwoStreams:
     expected: bool = False
     memory_budget: int | None = None
     skip_rejected: bool = False
+    packed: bool = False
 
     def explain(self, frozen: Frozen, batch: Responses) -> str:
         """Whether it is the teacher's logits that are broken, on either stream."""
@@ -105,8 +107,8 @@ class TwoStreams:
         if self.expected:
             return None
         teacher_key, student_key = jax.random.split(key)
-        shape = batch.teacher.loss_mask.shape
-        return jax.random.uniform(teacher_key, shape), jax.random.uniform(student_key, shape)
+        shapes = batch.teacher.loss_mask.shape, batch.student.loss_mask.shape
+        return jax.random.uniform(teacher_key, shapes[0]), jax.random.uniform(student_key, shapes[1])
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Responses, draws: tuple[Array, Array] | None, step: Scalar
@@ -119,7 +121,9 @@ class TwoStreams:
         def stream(rows: Batch, uniforms: Array | None, alpha: Array | None) -> HiddenStream:
             student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, rows)
             assert teacher_hidden is not None
-            return HiddenStream(student_hidden, teacher_hidden, Tokens(rows.loss_mask, uniforms, rows.labels, alpha))
+            segments = rows.segment_ids if self.packed else None
+            tokens = Tokens(rows.loss_mask, uniforms, rows.labels, alpha, segment_ids=segments)
+            return HiddenStream(student_hidden, teacher_hidden, tokens)
 
         on_teacher, on_student = (None, None) if draws is None else draws
         return fused_two_stream(

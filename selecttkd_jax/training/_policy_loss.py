@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax._array_types import Array, Key, Params, PerToken, Scalar
+from selecttkd_jax._array_types import Array, Key, Params, PerToken, Scalar, TokenIds
 from selecttkd_jax.data import Batch, Rollouts
 from selecttkd_jax.distill import (
     LossSums,
@@ -17,6 +17,7 @@ from selecttkd_jax.distill import (
     fused_head,
     fused_policy,
     map_logits,
+    token_coefficients,
 )
 from selecttkd_jax.losses import cross_entropy, soft_cross_entropy
 from selecttkd_jax.selection import accept_all
@@ -62,6 +63,7 @@ class PolicyGradient:
         pretraining: What the term on stored rows counts for; 0 where a batch has none.
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to the fused head.
+        packed: Whether each segment of a row is a sequence, or the row is.
     """
 
     pair: Pair
@@ -70,6 +72,7 @@ class PolicyGradient:
     pretraining: float = 0.0
     expected: bool = False
     memory_budget: int | None = None
+    packed: bool = False
 
     def draw(self, key: Key, batch: Rollouts) -> dict[str, Array | None]:
         """The draws that acceptances are compared with, and what the terms count for by the sizes of the whole batch.
@@ -79,7 +82,8 @@ class PolicyGradient:
         """
         mask = batch.rows.loss_mask
         tokens = jnp.sum(mask, dtype=jnp.float32)
-        count = tokens if self.objective.normalizer == "token" else jnp.sum(jnp.any(mask, axis=1), dtype=jnp.float32)
+        # As many as there are sequences, or tokens, that carry loss.
+        count = jnp.sum(token_coefficients(mask, self.objective.normalizer, self._segments(batch.rows)))
 
         def share(tokens: Array) -> Array:
             return jnp.broadcast_to(count / jnp.maximum(tokens, 1.0), mask.shape[:1])
@@ -114,7 +118,12 @@ class PolicyGradient:
             student_head,
             teacher_hidden,
             teacher_head,
-            Tokens(mask, uniforms=draws["uniforms"], labels=batch.rows.labels),
+            Tokens(
+                mask,
+                uniforms=draws["uniforms"],
+                labels=batch.rows.labels,
+                segment_ids=self._segments(batch.rows),
+            ),
             Policy(
                 old_log_prob=batch.old_log_prob,
                 importance=batch.importance,
@@ -128,12 +137,17 @@ class PolicyGradient:
         if batch.corpus is not None:
             assert corpus_share is not None
             student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, batch.corpus)
-            tokens = Tokens(batch.corpus.loss_mask, labels=batch.corpus.labels)
+            tokens = Tokens(
+                batch.corpus.loss_mask, labels=batch.corpus.labels, segment_ids=self._segments(batch.corpus)
+            )
             on_corpus = fused_head(
                 ON_CORPUS, student_hidden, student_head, teacher_hidden, teacher_head, tokens, **options
             )
             loss += self.pretraining * corpus_share[0] * on_corpus.loss
         return RolloutSums(loss=loss, count=on_rollouts.count, policy=on_rollouts, corpus=on_corpus)
+
+    def _segments(self, rows: Batch) -> TokenIds | None:
+        return rows.segment_ids if self.packed else None
 
 
 @partial(jax.jit, static_argnames=("pair", "memory_budget"))

@@ -91,6 +91,26 @@ def test_on_a_mesh(arrays, kind):
     assert np.abs(expected).max() > 0
 
 
+@pytest.mark.parametrize("how", ["plain", "fused"])
+def test_each_sequence_has_a_skew_of_its_own(arrays, how):
+    """SKL(p, q) = KL(p, a p + (1 - a) q) in float64, a that of the sequence."""
+    skews = np.where(SEGMENTS > 0, 0.1 + 0.07 * SEGMENTS + 0.02 * np.arange(B)[:, None], 0.0).astype(np.float32)
+    zq, zp = (arrays[f"{name}_hidden"].astype(float) @ arrays[name].astype(float) for name in ("student", "teacher"))
+    q, p = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (zq, zp))
+    mixed = skews[..., None] * p + (1 - skews[..., None]) * q
+    expected = (p * np.log(p / mixed)).sum(-1)[MASK].mean()
+    objective = distill.Objective(losses.skew_kl, selection.accept_all, normalizer="token")
+    if how == "plain":
+        logits = [jnp.asarray(z, jnp.float32) for z in (zq, zp)]
+        sums = objective(*logits, MASK, segment_ids=SEGMENTS, alpha=skews)
+    else:
+        heads = Head(arrays["student"]), Head(arrays["teacher"])
+        tokens = Tokens(MASK, alpha=skews, segment_ids=SEGMENTS)
+        hidden = arrays["student_hidden"], arrays["teacher_hidden"]
+        sums = distill.fused_head(objective, hidden[0], heads[0], hidden[1], heads[1], tokens, chunk_size=5)
+    assert float(sums.mean) == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_does_not_go_with_segments_is_refused(arrays):
     objective = distill.Objective(losses.skew_kl)
     logits = jnp.zeros((B, T, V))

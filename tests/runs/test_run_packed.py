@@ -1,7 +1,9 @@
-"""A run on packed rows: it learns, a resumed one repeats it, and what cannot be packed is said."""
+"""A run on packed rows: it learns, a resumed one repeats it, and written rows are learned from as they are alone."""
 
 import dataclasses
 import logging
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from runs.tiny_run import with_output
 
 from selecttkd_jax import models, runs
-from selecttkd_jax._errors import InputError
+from selecttkd_jax.distill import ObjectiveConfig
+from selecttkd_jax.generation import Sampling
+from selecttkd_jax.methods import DistiLlm2, Gkd, MiniLlm
 from selecttkd_jax.metrics import read_metrics
 from selecttkd_jax.progress import StepProgress
-from selecttkd_jax.runs import config_from_dict, config_to_dict
 
 CLOCKS = {"step_seconds", "tokens_per_second"}
 
@@ -63,10 +66,35 @@ def test_a_batch_that_is_mostly_padding_says_what_helps(config, tmp_path, caplog
         assert ("of a batch is padding: data.packing = true" in caplog.text) is expected
 
 
-def test_a_method_that_learns_from_written_text_is_not_packed(config):
-    values = config_to_dict(config)
-    values["data"]["packing"] = True
-    config_from_dict(values, "packed.toml")
-    values["method"] = {"name": "gkd"}
-    with pytest.raises(InputError, match=r"data\.packing puts stored responses together, and method gkd"):
-        config_from_dict(values, "packed.toml")
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Gkd(sampling=SAMPLING, student_share=0.7),
+        DistiLlm2(sampling=SAMPLING, adaptive_alpha="released", reference_steps=2),
+        MiniLlm(sampling=SAMPLING, rollouts=4, passes=2, pretraining=1.0),
+    ],
+    ids=["gkd", "distillm2", "minillm"],
+)
+def test_rows_that_were_just_written_share_sequences_and_are_learned_from_as_alone(config, tmp_path, method, caplog):
+    (Path(config.models.student) / "generation_config.json").unlink(missing_ok=True)  # the teacher's stop tokens
+    objective = ObjectiveConfig(verifier="greedy_top_k", k=2, floor=0.05, expected=True)
+    training = dataclasses.replace(config.training, steps=4, eval_every=4, micro_batches=1)
+    logs = dataclasses.replace(config.logging, samples_every=2)
+    longer = dataclasses.replace(config.data, max_length=96, batch_size=8)
+    written = dataclasses.replace(
+        config, method=method, objective=objective, training=training, data=longer, logging=logs
+    )
+    alone = runs.train(with_output(written, tmp_path / "alone"))
+    packing = dataclasses.replace(written, data=dataclasses.replace(longer, packing=True))
+    with caplog.at_level(logging.DEBUG, "selecttkd_jax.sources"):
+        packed = runs.train(with_output(packing, tmp_path / "packed"))
+    used = [int(number) for number in re.findall(r"8 rows share (\d) sequences", caplog.text)]
+    assert len(used) == 4 and max(used) < 8
+    for ours, theirs in zip(rows_of(packed.directory), rows_of(alone.directory), strict=True):
+        compared = [name for name in theirs if not name.endswith(("seconds", "tokens_per_second"))]
+        assert {name: ours[name] for name in compared} == pytest.approx(
+            {name: theirs[name] for name in compared}, rel=1e-5, abs=1e-6
+        ), theirs["step"]
