@@ -7,6 +7,7 @@ needs JAX.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,11 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such home directory") from None
+
+
+def cache_directory() -> Path:
+    """Where this library keeps what it can make again: $XDG_CACHE_HOME/selecttkd_jax, else ~/.cache/selecttkd_jax."""
+    return expand_home(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/selecttkd_jax")
 
 
 def resolve_inside(directory: Path, name: str, source: str | Path) -> Path:

@@ -3,17 +3,16 @@
 import contextlib
 import ctypes
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._outside_files import cache_directory, expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,10 @@ def keep_programs(folder: str | None = None) -> None:
     """
     if folder == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(folder or f"{caches}/selecttkd_jax").expanduser()
     try:
+        path = cache_directory() if folder is None else expand_home(folder)
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, InputError) as error:
         logger.warning("compiled programs are not kept: %s", error)
         return
     from jax.experimental.compilation_cache import compilation_cache

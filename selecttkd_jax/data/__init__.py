@@ -11,11 +11,13 @@ from selecttkd_jax.data._batches import (
     make_batches,
 )
 from selecttkd_jax.data._config import RUN_DATE, DataConfig
+from selecttkd_jax.data._files import fingerprint_rows
 from selecttkd_jax.data._packing import PackedBatches, pack_batches
 from selecttkd_jax.data._prompts import describe_prompt
 from selecttkd_jax.data._records import Record, ResponseName, read_records, student_records
 from selecttkd_jax.data._rendering import render_plain_prompt, render_prompt
 from selecttkd_jax.data._repacking import Layout, lay_out_sequences, share_sequences
+from selecttkd_jax.data._row_cache import fingerprint_tokenizer, load_rows
 from selecttkd_jax.data._rows import Rows
 from selecttkd_jax.data._tokenize import tokenize_records
 from selecttkd_jax.data._tokenizer import check_same_tokenizer, load_tokenizer, stop_ids, tokenizer_size
@@ -38,7 +40,10 @@ __all__ = [
     "check_same_tokenizer",
     "describe_prompt",
     "eval_batches",
+    "fingerprint_rows",
+    "fingerprint_tokenizer",
     "lay_out_sequences",
+    "load_rows",
     "load_tokenizer",
     "make_batches",
     "pack_batches",

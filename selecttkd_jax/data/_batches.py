@@ -215,7 +215,7 @@ def check_state(state: dict[str, Any], identity: dict[str, int]) -> None:
 def check_fit(rows: Rows, batch_size: int, max_length: int) -> None:
     """Raises InputError unless there are rows, and each fits into a sequence."""
     check_at_least("batch_size", batch_size, 1)
-    longest = max(map(len, rows.tokens), default=0)
+    longest = int(rows.lengths.max(initial=0))
     if longest > max_length:
         raise InputError(f"max_length is {max_length}, but a row has {longest} tokens; use one max_length for both")
     if not longest:

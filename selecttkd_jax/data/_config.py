@@ -42,6 +42,9 @@ class DataConfig:
     """Tokens in a row, prompt included; longer responses are cut at their end."""
     batch_size: int = 8
     """Rows in a batch, over all devices and micro-batches; where stored rows are packed, sequences of max_length."""
+    cache: str | None = None
+    """Folder in which tokenised rows are kept for the next start; off: nowhere. Left out: the user's cache directory,
+    for data of 1 MiB and more."""
     packing: bool = False
     """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
 

@@ -7,6 +7,7 @@ the next. Whatever is wrong with a file itself is an InputError that names it.
 import csv
 import functools
 import gzip
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,29 @@ def read_rows(path: str | Path, split: str) -> Iterator[Row]:
     if looks_like_path(path) or file.suffix in _SUFFIXES:
         raise InputError(f"data file {str(path)!r} does not exist")
     return _read_hub_dataset(str(path), split)
+
+
+def fingerprint_rows(path: str | Path, split: str) -> tuple[str, int] | None:
+    """A checksum of what `read_rows` would read, and how many bytes that is; None where it cannot be told.
+
+    Whatever is wrong with the data is for `read_rows` to say.
+    """
+    file = expand_home(path)
+    try:
+        if file.exists():
+            files = [file] if file.is_file() else sorted(entry for entry in file.rglob("*") if entry.is_file())
+            checksum = hashlib.sha256(split.encode())
+            for entry in files:
+                checksum.update(str(entry.relative_to(file)).encode())
+                with entry.open("rb") as stream:
+                    checksum.update(hashlib.file_digest(stream, "sha256").digest())
+            return checksum.hexdigest(), sum(entry.stat().st_size for entry in files)
+        if looks_like_path(path) or file.suffix in _SUFFIXES:
+            return None
+        loaded = _load_hub_dataset(str(path), split)
+        return str(loaded._fingerprint), loaded.dataset_size or 2**40
+    except (OSError, InputError, AttributeError):
+        return None
 
 
 def _read_file(file: Path) -> Iterator[Row]:
@@ -135,16 +159,19 @@ def _read_saved_dataset(directory: Path, split: str) -> Iterator[Row]:
 
 
 def _read_hub_dataset(name: str, split: str) -> Iterator[Row]:
+    return _number_rows(_load_hub_dataset(name, split), name)
+
+
+def _load_hub_dataset(name: str, split: str) -> Any:
     import datasets
 
     repository, _, subset = name.partition(":")
     try:
-        loaded = datasets.load_dataset(repository, subset or None, split=split)
+        return datasets.load_dataset(repository, subset or None, split=split)
     except Exception as error:
         raise InputError(
             f"{name!r} is neither a file nor a data set that could be loaded from the hub: {first_line(error)}"
         ) from error
-    return _number_rows(loaded, name)
 
 
 def _number_rows(rows: Iterable[Any], name: str) -> Iterator[Row]:

@@ -35,7 +35,7 @@ class PackedBatches(Iterator[Batch]):
             "rows": rows.fingerprint,
             PACKED_INTO: max_length,
         }
-        self._lengths = [len(tokens) for tokens in rows.tokens]
+        self._lengths = rows.lengths
         self._order = shuffle_rows(rows, seed)
         self._set_position(0, 0)
 
@@ -65,7 +65,7 @@ class PackedBatches(Iterator[Batch]):
         """One line for the log: how many rows a sequence holds and how full it is, of the first window."""
         sequences = self._pack(0)
         rows = [row for sequence in sequences for row in sequence]
-        tokens = sum(self._lengths[row] for row in rows)
+        tokens = int(self._lengths[rows].sum())
         return (
             f"packed: {len(rows) / len(sequences):.1f} rows share a sequence of {self._max_length} tokens and fill "
             f"{100 * tokens / (len(sequences) * self._max_length):.0f} % of it; one alone fills "
@@ -100,7 +100,7 @@ class PackedBatches(Iterator[Batch]):
         first = part * WINDOW
         places = range(epoch * len(self._rows) + first, epoch * len(self._rows) + min(first + WINDOW, len(self._rows)))
         window_rows = [self._order[place] for place in places]
-        sequences = first_fit([self._lengths[row] for row in window_rows], self._max_length)
+        sequences = first_fit(self._lengths[window_rows].tolist(), self._max_length)
         order = np.random.default_rng([self._seed, window]).permutation(len(sequences))
         return [[window_rows[place] for place in sequences[index]] for index in order]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -23,13 +23,13 @@ class Rows:
         sources: Where each row came from, `train.jsonl line 7`; empty where nobody knows.
     """
 
-    tokens: tuple[np.ndarray, ...]
-    response: tuple[np.ndarray, ...]
+    tokens: Sequence[np.ndarray]
+    response: Sequence[np.ndarray]
     max_length: int
     read: int
     cut: int = 0
     dropped: int = 0
-    sources: tuple[str, ...] = ()
+    sources: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,9 +43,19 @@ class Rows:
         return dataclasses.replace(self, tokens=tokens, response=response, dropped=dropped, sources=named)
 
     @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64."""
+        return np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
+
+    @functools.cached_property
     def total_tokens(self) -> int:
         """Tokens in all rows, prompts included, padding excluded."""
-        return sum(len(row) for row in self.tokens)
+        return int(self.lengths.sum())
+
+    @functools.cached_property
+    def largest_id(self) -> int:
+        """The largest token id in any row."""
+        return max((int(row.max()) for row in self.tokens if len(row)), default=0)
 
     @functools.cached_property
     def response_tokens(self) -> int:
@@ -53,7 +63,7 @@ class Rows:
         return sum(int(row.sum()) for row in self.response)
 
     @functools.cached_property
-    def prompt_lengths(self) -> tuple[int, ...]:
+    def prompt_lengths(self) -> Sequence[int]:
         """Tokens before the last response of each row, or of a prompt alone: what a model that answers it is given."""
         return tuple(map(_prompt_length, self.response))
 

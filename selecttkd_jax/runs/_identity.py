@@ -25,6 +25,7 @@ WHERE_AND_HOW = {
     "output",
     "mesh",
     "logging",
+    "data.cache",
     "models.remat",
     "training.micro_batches",
     "training.head_memory_mib",

@@ -1,16 +1,24 @@
 """Everything that can be wrong is found before a model is loaded: configs, weights' headers, tokenizers, rows."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._outside_files import cache_directory, expand_home
 from selecttkd_jax.distill import log_shared_width
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.training import Pair
 
 logger = logging.getLogger(__name__)
+
+_TRAIN, _HELD_OUT = "training rows", "held-out rows"
+_STUDENT = "training rows with the student's responses"
+# Bytes of data that take longer to tokenise than to look up.
+_WORTH_KEEPING = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,22 +45,16 @@ class Prepared:
 def prepare(config: RunConfig) -> Prepared:
     """Reads and checks everything but the weights themselves, and says what it found."""
     pair, tokenizer, stops = check_models(config)
-    train_records, held_out_records = read_split(config.data)
-    train_records = select_records(config, train_records)
-    prompts_alone = not config.method.reads
-    train_rows = tokenize(config.data, train_records, tokenizer, stops, "training rows", prompts_alone=prompts_alone)
-    student_rows = None
-    if "student_response" in config.method.reads:
-        answers = data.student_records(train_records)
-        student_rows = tokenize(config.data, answers, tokenizer, stops, "training rows with the student's responses")
-        train_rows, student_rows = _select_common(train_rows, student_rows)
+    rows = _load_rows(config, tokenizer, stops)
+    for name, found in rows.items():
+        tell_rows(found, name)
     prepared = Prepared(
         pair=pair,
         tokenizer=tokenizer,
         stop_ids=stops,
-        train_rows=train_rows,
-        held_out_rows=tokenize(config.data, held_out_records, tokenizer, stops, "held-out rows"),
-        student_rows=student_rows,
+        train_rows=rows[_TRAIN],
+        held_out_rows=rows[_HELD_OUT],
+        student_rows=rows.get(_STUDENT),
     )
     for rows in filter(None, (prepared.train_rows, prepared.student_rows)):
         check_context(pair, rows, "training rows")
@@ -61,6 +63,40 @@ def prepare(config: RunConfig) -> Prepared:
         check_room(config.method.sampling.max_new_tokens, config.data.max_length, prepared.train_rows)
         check_written(pair, config.method.sampling.max_new_tokens, config.data.max_length, prepared.train_rows)
     return prepared
+
+
+def _read_and_tokenize(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]) -> dict[str, data.Rows]:
+    """Rows of all that the run reads, by the names that the log gives them."""
+    train_records, held_out_records = read_split(config.data)
+    train_records = select_records(config, train_records)
+    alone = not config.method.reads
+    rows = {_TRAIN: tokenize(config.data, train_records, tokenizer, stops, prompts_alone=alone)}
+    if "student_response" in config.method.reads:
+        answers = tokenize(config.data, data.student_records(train_records), tokenizer, stops)
+        rows[_TRAIN], rows[_STUDENT] = _select_common(rows[_TRAIN], answers)
+    rows[_HELD_OUT] = tokenize(config.data, held_out_records, tokenizer, stops)
+    return rows
+
+
+def _load_rows(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]) -> dict[str, data.Rows]:
+    """The same, from where an earlier start has kept them if it has, by all that they depend on."""
+    make = partial(_read_and_tokenize, config, tokenizer, stops)
+    if config.data.cache == "off":
+        return make()
+    named = [(config.data.train, config.data.train_split), (config.data.held_out, config.data.held_out_split)]
+    found = [data.fingerprint_rows(path, split) for path, split in named if path is not None]
+    if None in found or (config.data.cache is None and sum(size for _, size in filter(None, found)) < _WORTH_KEEPING):
+        return make()
+    options = dataclasses.asdict(config.data)
+    key = {
+        "data": [checksum for checksum, _ in filter(None, found)],
+        "options": {name: value for name, value in options.items() if name not in ("batch_size", "packing", "cache")},
+        "tokenizer": data.fingerprint_tokenizer(tokenizer),
+        "stop_ids": stops,
+        "method": [config.method.name, *config.method.reads, bool(config.method.writes)],
+    }
+    folder = cache_directory() / "rows" if config.data.cache is None else expand_home(config.data.cache)
+    return data.load_rows(folder, key, make)
 
 
 def check_models(config: RunConfig) -> tuple[Pair, Any, tuple[int, ...]]:
@@ -121,12 +157,11 @@ def tokenize(
     records: list[data.Record],
     tokenizer: Any,
     stops: tuple[int, ...],
-    name: str,
     *,
     prompts_alone: bool = False,
 ) -> data.Rows:
-    """Rows of `records`, with one line in the log about them."""
-    rows = data.tokenize_records(
+    """Rows of `records`, as [data] has them made."""
+    return data.tokenize_records(
         records,
         tokenizer,
         config.max_length,
@@ -137,10 +172,13 @@ def tokenize(
         skip_bad_rows=config.skip_bad_rows,
         prompts_alone=prompts_alone,
     )
+
+
+def tell_rows(rows: data.Rows, name: str) -> None:
+    """One line in the log about rows, and a warning where most were dropped."""
     logger.info("%s: %s", name, rows.summary())
     if rows.dropped > rows.read // 2:
         logger.warning("%s: more than half were dropped; raise data.max_length", name)
-    return rows
 
 
 def select_records(config: RunConfig, records: list[data.Record]) -> list[data.Record]:
@@ -233,13 +271,13 @@ def check_context(pair: Pair, rows: data.Rows, name: str) -> None:
 
     Nobody trained it past that many positions; and a padding token that one tokenizer alone has may stand in a text.
     """
-    largest = max(int(row.max()) for row in rows.tokens)
+    largest = rows.largest_id
     if largest >= pair.vocab_size:
         raise InputError(
             f"{name} hold the token id {largest}, which teacher and student do not share ({pair.vocab_size} ids); "
             "remove the padding token from the texts"
         )
-    longest = max(map(len, rows.tokens))
+    longest = int(rows.lengths.max())
     for role, decoder in (("teacher", pair.teacher), ("student", pair.student)):
         if decoder is not None and longest > decoder.max_positions:
             raise InputError(

@@ -1,0 +1,85 @@
+"""How long a start takes to have its rows: tokenised, and kept from the start before.
+
+Command:   python experiments/bench_data.py GSM8K_TRAIN.jsonl     --rows 100000
+Needs:     two CPU cores; train.jsonl of github.com/openai/grade-school-math, whose rows are taken over and over.
+Time:      three minutes.
+Writes:    experiments/results/data.csv: a line a start.
+
+Each start is a process of its own, with the tokenizer of SmolLM2 and rows of up to 512 tokens: a file of all rows is
+read, rendered, tokenised and kept; the second start reads it back. `peak_mib` is the largest resident set, in which
+pages of a mapped file count where they were touched.
+
+Expected:  the second start takes seconds where the first takes minutes.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from itertools import cycle, islice
+from pathlib import Path
+
+from bench_core import describe
+from bench_methods import write_csv
+from demo.run import TEACHER_PACKAGE
+
+from selecttkd_jax import models
+
+START = """
+import resource, sys, time
+from selecttkd_jax.runs import _prepare, config_from_dict
+
+folder = sys.argv[1]
+config = config_from_dict(
+    {
+        "output": folder + "/run",
+        "models": {"teacher": folder + "/model", "student": folder + "/model"},
+        "data": {
+            "train": folder + "/rows.jsonl",
+            "columns": ["question", "answer"],
+            "cache": folder + "/kept",
+            "max_length": 512,
+        },
+    },
+    "bench_data",
+).resolved().on_platform("cpu")
+began = time.perf_counter()
+prepared = _prepare.prepare(config)
+seconds = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(f"{seconds:.2f} {peak:.0f} {len(prepared.train_rows)}")
+"""
+
+
+def main() -> None:
+    """Writes the data, starts twice, and writes the table."""
+    parser = argparse.ArgumentParser(description="How long a start takes to have its rows.")
+    parser.add_argument("gsm8k", type=Path, help="train.jsonl of openai/grade-school-math")
+    parser.add_argument("--rows", type=int, default=100_000)
+    options = parser.parse_args()
+    lines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        models.convert_gguf(models.find_packaged_gguf(TEACHER_PACKAGE), folder / "model")
+        with options.gsm8k.open() as rows, (folder / "rows.jsonl").open("w") as file:
+            for number, row in enumerate(islice(cycle(list(rows)), options.rows)):
+                record = json.loads(row)
+                file.write(json.dumps(record | {"question": f"{number}. {record['question']}"}) + "\n")
+        for start in ("first", "second"):
+            said = subprocess.run(
+                [sys.executable, "-c", START, scratch],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            seconds, mib, count = said.stdout.split()
+            lines.append({"start": start, "rows": count, "seconds": seconds, "peak_mib": mib})
+            print(lines[-1], flush=True)
+    here = {"date": datetime.date.today().isoformat(), **describe()}
+    write_csv("data.csv", [line | here for line in lines])
+
+
+if __name__ == "__main__":
+    main()
