@@ -29,6 +29,8 @@ CPU_MEMORY_BUDGET = 5 * 2**26  # 320 MiB: the largest chunk still fits a vocabul
 LARGEST_CHUNK = 1024
 LARGEST_CPU_CHUNK = 256
 TAIL_PARTS = 2
+# Positions that a matrix unit of a GPU or TPU works on at once: a chunk of another size has a tile that is partly empty.
+TILE = 128
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,16 @@ def choose_placement(
         raise InputError(f"chunk_size must be a whole number or 'auto', got {chunk_size!r}")
     check_at_least("chunk_size", chunk_size, 1)
     chunk_size = min(chunk_size, max(1, rows * length // devices))
-    step = CACHED_POSITIONS if cpu else 1
-    # A size that halves evenly, if it is large enough for that.
-    tail_parts = TAIL_PARTS if chunk_size >= TAIL_PARTS * step else 1
-    if chunk_size >= step:
-        chunk_size -= chunk_size % (tail_parts * step)
+    # Whole pieces, in a chunk as in what is left for the end, where they are large enough for that.
+    piece = CACHED_POSITIONS if cpu else TILE if chunk_size >= TILE else 1
+    tail_parts = TAIL_PARTS if chunk_size >= TAIL_PARTS * piece else 1
+    if chunk_size >= piece:
+        chunk_size -= chunk_size % (tail_parts * piece if cpu or piece == 1 else piece)
+    tail_size = chunk_size // tail_parts
     options = SweepOptions(
         chunk_size=chunk_size,
-        tail_size=chunk_size // tail_parts,
-        cached_rows=min(step, chunk_size) if cpu else chunk_size,
+        tail_size=max(piece, tail_size - tail_size % piece),
+        cached_rows=min(piece, chunk_size) if cpu else chunk_size,
         tiled=cpu and not sharded,
         skip_weightless=skip_weightless,
         logits_sharding=PartitionSpec(None, VOCABULARY_AXIS) if sharded else None,

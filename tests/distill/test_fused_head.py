@@ -452,6 +452,20 @@ def test_budget_sets_the_chunk():
     assert sizes[1] < sizes[2] <= 4096
 
 
+@pytest.mark.parametrize(
+    ("budget", "chunk", "tail"),
+    [(706 * 8000, 640, 256), (836 * 8000, 768, 384), (200 * 8000, 128, 128), (100 * 8000, 100, 50), (2**40, 1024, 512)],
+)
+def test_chunks_of_accelerators_are_whole_tiles(monkeypatch, budget, chunk, tail):
+    from selecttkd_jax.distill import _placed_sweep
+    from selecttkd_jax.distill._head_products import HeadInputs
+
+    monkeypatch.setattr(_placed_sweep, "on_cpu", lambda: False)
+    model = HeadInputs(jnp.ones((1, 4096, 4)), jnp.ones((4, 1000)), None, vocab_first=False)
+    options = _placed_sweep.choose_placement(model, model, "auto", budget).options
+    assert (options.chunk_size, options.tail_size) == (chunk, tail)
+
+
 @pytest.mark.parametrize("normalizer", distill.NORMALIZERS)
 def test_a_batch_without_any_valid_position_has_loss_zero_and_no_gradient(normalizer):
     objective = distill.Objective(losses.reverse_kl, normalizer=normalizer, floor=0.0)
