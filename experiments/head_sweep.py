@@ -1,4 +1,4 @@
-"""Would the head be faster with the maximum and the sum of exponentials in one sweep? On a CPU, and compiled for an H100.
+"""Would the head be faster with maximum and sum of exponentials in one sweep? On a CPU, and compiled for an H100.
 
 Command:   python experiments/head_sweep.py        (for the H100: pip install 'selecttkd-jax[gpu-plan]')
 Needs:     two CPU cores, 4 GB of memory.

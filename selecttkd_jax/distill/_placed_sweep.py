@@ -29,7 +29,7 @@ CPU_MEMORY_BUDGET = 5 * 2**26  # 320 MiB: the largest chunk still fits a vocabul
 LARGEST_CHUNK = 1024
 LARGEST_CPU_CHUNK = 256
 TAIL_PARTS = 2
-# Positions that a matrix unit of a GPU or TPU works on at once: a chunk of another size has a tile that is partly empty.
+# Positions that matrix units of GPUs and TPUs work on at once: in a chunk of another size a tile is partly empty.
 TILE = 128
 
 
@@ -94,9 +94,11 @@ def choose_placement(
     if chunk_size >= piece:
         chunk_size -= chunk_size % (tail_parts * piece if cpu or piece == 1 else piece)
     tail_size = chunk_size // tail_parts
+    if tail_size > piece:
+        tail_size -= tail_size % piece
     options = SweepOptions(
         chunk_size=chunk_size,
-        tail_size=max(piece, tail_size - tail_size % piece),
+        tail_size=tail_size,
         cached_rows=min(piece, chunk_size) if cpu else chunk_size,
         tiled=cpu and not sharded,
         skip_weightless=skip_weightless,
