@@ -18,6 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one test has compiled, the next one takes from disk; each process has a folder of its own, since JAX writes there
 # without a lock.
 _compiled = tempfile.TemporaryDirectory(prefix="selecttkd_tests_")
+# Nor may one leave anything in the user's cache, or find it there.
+os.environ["XDG_CACHE_HOME"] = _compiled.name
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
