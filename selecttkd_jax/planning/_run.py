@@ -112,8 +112,8 @@ class Writing:
 def run_costs(
     config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any], step: CompiledStep, costs: Estimate
 ) -> RunCosts | None:
-    """The whole run; None where the target states no rates."""
-    if costs.step_seconds is None:
+    """The whole run; None where the target states no rates, or its steps are counted with its data (epochs)."""
+    if costs.step_seconds is None or config.training.epochs is not None:
         return None
     program, count = compile_evaluation(config, pair, devices), prod(step.mesh.values())
     rows = config.data.batch_size // config.training.micro_batches

@@ -138,6 +138,10 @@ def check_output(config: RunConfig, directory: Path) -> None:
     if latest_step(directory / "checkpoints") is None and not any(export.exists() for export in exports):
         return
     there = load_config(directory / "config.toml")
+    if config.training.epochs is not None:
+        # Its steps were counted, and these are not yet.
+        steps = dataclasses.replace(there.training, steps=config.training.steps)
+        there = dataclasses.replace(there, training=steps)
     changed = differences(config_to_dict(there.resolved()), config_to_dict(config.resolved()))
     if changed:
         raise InputError(

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
+    config = _count_steps(config, prepared.train_rows)
     prepared = replace(prepared, pair=choose_attention(config, prepared.pair, mesh))
     student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
     first = jax.process_index() == 0
@@ -212,6 +214,19 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         plots=_plot(directory) if first and writer.rows else [],
         measure="kl" if config.method.needs_teacher else "cross_entropy",
     )
+
+
+def _count_steps(config: RunConfig, rows: data.Rows) -> RunConfig:
+    """The configuration with the steps that its epochs take."""
+    epochs, batch_size = config.training.epochs, config.data.batch_size
+    if epochs is None:
+        return config
+    batches = len(rows) / batch_size
+    if config.data.packing and config.reads_one_stream():
+        batches /= data.pack_batches(rows, batch_size, config.data.max_length, config.seed).rows_a_sequence()
+    steps = ceil(epochs * batches)
+    logger.info("%g epochs are %d steps: %.1f steps go once through the rows", epochs, steps, batches)
+    return replace(config, training=replace(config.training, steps=steps))
 
 
 def _report(recorder: Recorder, engine: EngineWriters | None, step: int) -> Report:

@@ -25,7 +25,9 @@ class LoopConfig:
     """How long to train, and how often to look and to save."""
 
     steps: int = 200
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run, unless epochs are given."""
+    epochs: float | None = None
+    """Passes over the training rows, in place of steps; the last one may be a part, for example: 2.5."""
     micro_batches: int = 1
     """Parts into which a batch is cut to save memory; the step is the same."""
     head_memory_mib: int | None = None
@@ -50,6 +52,8 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "micro_batches", "eval_every", "save_every", "keep_checkpoints", "log_every"):
             check_at_least(f"training.{name}", getattr(self, name), 1)
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise InputError(f"training.epochs must be more than 0, got {self.epochs}")
         if self.head_memory_mib is not None:
             check_at_least("training.head_memory_mib", self.head_memory_mib, 1)
 
