@@ -6,9 +6,9 @@ Time:      three minutes.
 Writes:    experiments/results/data.csv: a line a start.
 
 Each start is a process of its own, with the tokenizer of SmolLM2 and rows of up to 512 tokens: a file of all rows is
-read, rendered, tokenised and kept; the second start reads it back. `rows_s` is the time until rows are there, tokenizers
-and checks included. `traced_s` and `compiled_s` are the time of the step's program: SmolLM2-135M teaches itself, batches
-of 4. `peak_mib` is the largest resident set, in which pages of a mapped file count where they were touched.
+read, rendered, tokenised and kept; the second start reads it back. `rows_s` is the time until rows are there, with
+tokenizers and checks. `traced_s` and `compiled_s` are the time of the step's program: SmolLM2-135M teaches itself, four
+rows a batch. `peak_mib` is the largest resident set, in which pages of a mapped file count where they were touched.
 
 Expected:  the second start takes seconds where the first takes minutes, and compiles in a fifth of the time at most.
 """
