@@ -18,29 +18,38 @@ logger = logging.getLogger(__name__)
 
 # Bytes of kept programs; then those that were not used for longest go.
 _KEPT = 4 * 2**30
+# The folder that `keep_programs` has named.
+_ours: str | None = None
 
 
 def keep_programs(folder: str | None = None) -> None:
     """Keeps what is compiled from now on, and takes from there what was: JAX's persistent compilation cache.
 
-    A program that took over a second to compile is kept, up to 4 GiB of them. Where JAX was told of a folder already,
-    by its own option or by JAX_COMPILATION_CACHE_DIR, that one stays; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+    A program that took over a second to compile is kept, up to 4 GiB of them. Where JAX was told of a folder by its own
+    option or by JAX_COMPILATION_CACHE_DIR, that one stays; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 
     Args:
         folder: Where; `off` is nowhere. None: `selecttkd_jax` in the user's cache directory ($XDG_CACHE_HOME, else
-            ~/.cache).
+            ~/.cache), and nowhere where several processes run: they need not see the same one, and while some of them
+            compile, and measure kernels for all, another one would have read its program and not answer.
     """
-    if folder == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
+    global _ours
+    if jax.config.values["jax_compilation_cache_dir"] != _ours:
         return
-    try:
-        path = cache_directory() if folder is None else expand_home(folder)
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, InputError) as error:
-        logger.warning("compiled programs are not kept: %s", error)
+    path = None
+    if folder != "off" and (folder is not None or jax.process_count() == 1):
+        try:
+            path = cache_directory() if folder is None else expand_home(folder)
+            path.mkdir(parents=True, exist_ok=True)
+        except (OSError, InputError) as error:
+            logger.warning("compiled programs are not kept: %s", error)
+            path = None
+    if (None if path is None else str(path)) == _ours:
         return
+    _ours = None if path is None else str(path)
     from jax.experimental.compilation_cache import compilation_cache
 
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_compilation_cache_dir", _ours)
     # With a limit JAX locks the folder, so that processes may share it.
     jax.config.update("jax_compilation_cache_max_size", _KEPT)
     # JAX looks for a folder once, at the first program that it compiles.

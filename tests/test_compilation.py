@@ -92,6 +92,23 @@ def test_a_folder_that_jax_knows_stays_and_off_is_off(tmp_path):
     assert not (tmp_path / "asked").exists() and not (tmp_path / "selecttkd_jax").exists()
 
 
+AGAIN = """
+import jax, sys
+from selecttkd_jax.compilation import keep_programs
+
+for folder in sys.argv[1:]:
+    keep_programs(folder)
+    print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_the_next_run_of_a_process_has_its_own_folder(tmp_path):
+    folders = [str(tmp_path / "one"), str(tmp_path / "two"), "off"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    done = subprocess.run([sys.executable, "-c", AGAIN, *folders], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [*folders[:2], "None"], done.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_only_told(tmp_path):
     (tmp_path / "selecttkd_jax").touch()
     assert keep(tmp_path) == ("None", 0)

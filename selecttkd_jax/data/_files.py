@@ -21,6 +21,8 @@ from selecttkd_jax.data._tokenizer import looks_like_path
 Row = tuple[str, Callable[[], Any]]
 
 _SUFFIXES = {".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".gz"}
+# By one of these a directory is known that `datasets` wrote.
+_SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")
 # How files begin that are not read, and what they are.
 _UNREAD = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -59,7 +61,9 @@ def fingerprint_rows(path: str | Path, split: str) -> tuple[str, int] | None:
     file = expand_home(path)
     try:
         if file.exists():
-            files = [file] if file.is_file() else sorted(entry for entry in file.rglob("*") if entry.is_file())
+            files = [file] if file.is_file() else _list_saved(file, split)
+            if not files:
+                return None
             checksum = hashlib.sha256(split.encode())
             for entry in files:
                 checksum.update(str(entry.relative_to(file)).encode())
@@ -72,6 +76,18 @@ def fingerprint_rows(path: str | Path, split: str) -> tuple[str, int] | None:
         return str(loaded._fingerprint), loaded.dataset_size or 2**40
     except (OSError, InputError, AttributeError):
         return None
+
+
+def _list_saved(directory: Path, split: str) -> list[Path]:
+    """The files of a directory that `datasets` wrote and that hold a split; none of another directory."""
+    if not any((directory / name).is_file() for name in _SAVED):
+        return []
+    inside = directory / split if (directory / split).is_dir() else directory
+    return sorted(
+        entry
+        for entry in {*directory.iterdir(), *inside.iterdir()}
+        if entry.name in _SAVED or (entry.suffix == ".arrow" and entry.name.startswith("data"))
+    )
 
 
 def _read_file(file: Path) -> Iterator[Row]:
@@ -141,7 +157,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 
 
 def _read_saved_dataset(directory: Path, split: str) -> Iterator[Row]:
-    if not any((directory / name).is_file() for name in ("dataset_info.json", "state.json", "dataset_dict.json")):
+    if not any((directory / name).is_file() for name in _SAVED):
         files = sorted(path for path in directory.iterdir() if path.suffix in _SUFFIXES)
         hint = f"give the file itself, such as {str(files[0])!r}" if files else "write it with datasets' save_to_disk"
         raise InputError(f"directory {str(directory)!r} was not written by datasets; {hint}")

@@ -72,11 +72,6 @@ class PackedBatches(Iterator[Batch]):
             f"{100 * self._rows.fill(self._max_length):.0f} %"
         )
 
-    def rows_a_sequence(self) -> float:
-        """How many rows share a sequence, in the mean of the first window; other windows differ by a little."""
-        sequences = self._pack(0)
-        return sum(map(len, sequences)) / len(sequences)
-
     def sequences_an_epoch(self) -> int:
         """How many sequences the rows of the first epoch fill; the others differ by a few."""
         return sum(len(self._pack(window)) for window in range(self._windows_an_epoch()))

@@ -5,10 +5,13 @@ were told while it was made stand in it, too, and are told again.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Bytes of kept rows; then the files that were not used for longest go.
 _KEPT = 20 * 2**30
+# Seconds after which nobody writes a file any more.
+_STALE = 24 * 3600
+_OURS = re.compile(r"[0-9a-f]{40}\.(arrow|\d+\.part)$")
 _SUMS = ("response_tokens", "prompts_alone", "fingerprint", "largest_id")
 
 
@@ -90,10 +96,10 @@ def load_rows(folder: Path | None, key: Mapping[str, Any], make: Callable[[], di
 
     text = json.dumps({**key, "code": _code()}, sort_keys=True, ensure_ascii=True)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.arrow"
-    if (found := _read(file)) is not None:
-        return found
     lock = filelock.FileLock(f"{file}.lock")
     try:
+        if (found := _read(file)) is not None:
+            return found
         folder.mkdir(parents=True, exist_ok=True)
         _wait_for(lock)
     except OSError as error:
@@ -122,7 +128,7 @@ def _make(file: Path, make: Callable[[], dict[str, Rows]]) -> dict[str, Rows]:
     try:
         _write(file, made, told)
         _drop_old(file.parent, keep=file)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning("rows are not kept: %s", error)
     return made
 
@@ -141,10 +147,12 @@ def fingerprint_tokenizer(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+@functools.cache
 def _code() -> list[str]:
-    """What makes rows: this room as it is, and the libraries that it leaves the work to."""
-    room = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
-    return [room.hexdigest(), *(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2"))]
+    """What makes rows: this library as it is, and those that it leaves the work to."""
+    package = Path(__file__).parent.parent
+    ours = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.rglob("*.py"))))
+    return [ours.hexdigest(), *(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2"))]
 
 
 @contextlib.contextmanager
@@ -236,10 +244,15 @@ def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:
 
 
 def _drop_old(folder: Path, keep: Path) -> None:
-    files = sorted(folder.glob("*.arrow"), key=lambda file: file.stat().st_mtime, reverse=True)
+    """Removes the files of ours that were not used for longest, and what killed processes have left; nobody else's."""
+    found = {entry: entry.stat() for entry in folder.iterdir() if _OURS.match(entry.name)}
+    for entry, stat in found.items():
+        if entry.suffix == ".part" and time.time() - stat.st_mtime > _STALE:
+            entry.unlink(missing_ok=True)
     total = 0
-    for file in files:
-        total += file.stat().st_size
-        if total > _KEPT and file != keep:
-            file.unlink(missing_ok=True)
-            Path(f"{file}.lock").unlink(missing_ok=True)
+    kept = [entry for entry in found if entry.suffix == ".arrow"]
+    for entry in sorted(kept, key=lambda entry: found[entry].st_mtime, reverse=True):
+        total += found[entry].st_size
+        if total > _KEPT and entry != keep:
+            entry.unlink(missing_ok=True)
+            Path(f"{entry}.lock").unlink(missing_ok=True)

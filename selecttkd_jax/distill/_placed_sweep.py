@@ -88,14 +88,20 @@ def choose_placement(
         raise InputError(f"chunk_size must be a whole number or 'auto', got {chunk_size!r}")
     check_at_least("chunk_size", chunk_size, 1)
     chunk_size = min(chunk_size, max(1, rows * length // devices))
-    # Whole pieces, in a chunk as in what is left for the end, where they are large enough for that.
+    # Whole pieces, in a chunk as in what is left for the end, where they are large enough for that. A chunk is a whole
+    # number of tails: the last one would else begin before its place, in an array that ends with a chunk.
     piece = CACHED_POSITIONS if cpu else TILE if chunk_size >= TILE else 1
     tail_parts = TAIL_PARTS if chunk_size >= TAIL_PARTS * piece else 1
-    if chunk_size >= piece:
-        chunk_size -= chunk_size % (tail_parts * piece if cpu or piece == 1 else piece)
-    tail_size = chunk_size // tail_parts
-    if tail_size > piece:
-        tail_size -= tail_size % piece
+    if cpu or piece == 1:
+        if chunk_size >= piece:
+            chunk_size -= chunk_size % (tail_parts * piece)
+        tail_size = chunk_size // tail_parts
+    else:
+        chunk_size -= chunk_size % piece
+        tail_size = next(
+            size for size in range(chunk_size // tail_parts, 0, -1) if chunk_size % size == size % piece == 0
+        )
+    assert chunk_size % tail_size == 0
     options = SweepOptions(
         chunk_size=chunk_size,
         tail_size=tail_size,

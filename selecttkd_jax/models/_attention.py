@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax.models._config import DecoderConfig
+from selecttkd_jax.models._splash import SMALLEST_BLOCK, are_texts, attend_in_segments
 
-ATTENTIONS = ("xla", "cudnn")
+ATTENTIONS = ("xla", "cudnn", "splash")
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
@@ -19,13 +20,20 @@ MASKED_SCORE = -1e30
 # The name under which `jax.checkpoint` knows the results of the large products.
 KEPT = "kept"
 
-# What cuDNN takes on Ampere as well.
-CUDNN_DTYPES = ("bfloat16", "float16")
+# What the kernels compute in without losing digits that the plain products keep; cuDNN takes both on Ampere as well.
+KERNEL_DTYPES = ("bfloat16", "float16")
 CUDNN_LARGEST_HEAD = 128
+SPLASH_HEAD = 8
 
 
 def choose_attention(
-    asked: str, platform: str, dtype: str, *decoders: DecoderConfig, tensor: int = 1, packed: bool = False
+    asked: str,
+    platform: str,
+    dtype: str,
+    *decoders: DecoderConfig,
+    tensor: int = 1,
+    packed: bool = False,
+    length: int | None = None,
 ) -> tuple[str, str]:
     """How attention over a whole row is computed, one of `ATTENTIONS`, and why.
 
@@ -36,9 +44,10 @@ def choose_attention(
         *decoders: The models.
         tensor: Over how many devices heads are sharded.
         packed: Whether a row holds several texts.
+        length: Tokens in a row; None: not known.
 
     Raises:
-        InputError: `cudnn` was asked for and cannot serve.
+        InputError: A kernel was asked for that cannot serve.
 
     Example:
         >>> choose_attention("auto", "cpu", "float32")
@@ -47,29 +56,47 @@ def choose_attention(
     check_one_of("models.attention", asked, ("auto", *ATTENTIONS))
     if asked == "xla":
         return "xla", "as asked"
-    obstacle = _find_obstacle(platform, dtype, decoders, tensor, packed)
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform) if asked == "auto" else asked
+    if kernel is None or platform != ("gpu" if kernel == "cudnn" else "tpu"):
+        obstacle = f"the platform is {platform}"
+    else:
+        find = _find_obstacle_to_cudnn if kernel == "cudnn" else _find_obstacle_to_splash
+        obstacle = find(decoders, packed, length) or _find_obstacle(dtype, decoders, tensor)
     if obstacle is None:
-        return "cudnn", "as asked" if asked == "cudnn" else f"the platform is gpu and the dtype {dtype}"
-    if asked == "cudnn":
-        raise InputError(f'models.attention = "cudnn" cannot serve: {obstacle}; leave it out or set it to "xla"')
+        assert kernel is not None
+        return kernel, "as asked" if asked == kernel else f"the platform is {platform} and the dtype {dtype}"
+    if asked != "auto":
+        raise InputError(f'models.attention = "{asked}" cannot serve: {obstacle}; leave it out or set it to "xla"')
     return "xla", obstacle
 
 
-def _find_obstacle(
-    platform: str, dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int, packed: bool
-) -> str | None:
-    """Why cuDNN does not serve; None where it does."""
-    if platform != "gpu":
-        return f"the platform is {platform}"
+def _find_obstacle(dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int) -> str | None:
+    """Why no kernel serves; None where one does."""
+    if dtype not in KERNEL_DTYPES:
+        return f"the kernel is for 16 bits, not {dtype}"
+    for decoder in decoders:
+        if decoder.num_kv_heads % tensor:
+            return f"{decoder.num_kv_heads} key heads do not divide over {tensor} devices"
+    return None
+
+
+def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool, length: int | None) -> str | None:
+    del length
     if packed:
         return "rows are packed (data.packing), and causal attention over a whole row would mix them"
-    if dtype not in CUDNN_DTYPES:
-        return f"cuDNN has no kernel for {dtype}"
     for decoder in decoders:
         if decoder.head_dim % 8 or decoder.head_dim > CUDNN_LARGEST_HEAD:
             return f"heads of size {decoder.head_dim} (a multiple of 8 up to {CUDNN_LARGEST_HEAD} is)"
-        if decoder.num_kv_heads % tensor:
-            return f"{decoder.num_kv_heads} key heads do not divide over {tensor} devices"
+    return None
+
+
+def _find_obstacle_to_splash(decoders: tuple[DecoderConfig, ...], packed: bool, length: int | None) -> str | None:
+    del packed
+    if length is None or length % SMALLEST_BLOCK:
+        return f"rows of {length} tokens (data.max_length; a multiple of {SMALLEST_BLOCK} is served)"
+    for decoder in decoders:
+        if decoder.head_dim % SPLASH_HEAD:
+            return f"heads of size {decoder.head_dim} (a multiple of {SPLASH_HEAD} is served)"
     return None
 
 
@@ -115,14 +142,20 @@ def is_one_text(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) ->
     return jnp.all(as_expected, axis=1) & jnp.all(real[:, :-1] | ~real[:, 1:], axis=1)
 
 
-def attend_causally(
+def find_served(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], attention: str) -> Bool[Array, " B"]:
+    """Rows that a kernel serves: of others it would ignore the mask."""
+    return (are_texts if attention == "splash" else is_one_text)(positions, segment_ids)
+
+
+def attend_by_kernel(
     queries: Float[Array, "B T H E"],
     keys: Float[Array, "B T K E"],
     values: Float[Array, "B T K E"],
+    segment_ids: Int[Array, "B T"],
     served: Bool[Array, " B"],
     attention: str,
 ) -> Float[Array, "B T H E"]:
-    """The same over each row's own earlier tokens, by a kernel that never writes scores out.
+    """The same over the earlier tokens of each token's text, by a kernel that never writes scores out.
 
     Padding behind a text needs no mask: no token of the text looks at what comes after it.
 
@@ -130,9 +163,13 @@ def attend_causally(
         queries: Of a whole row.
         keys: Likewise.
         values: Likewise.
-        served: From `is_one_text`. Other rows come out as NaN: such a mask is never ignored in silence.
-        attention: `cudnn`; `xla` takes JAX's own products in its place, for tests on a CPU.
+        segment_ids: Which text of the row a token belongs to.
+        served: From `find_served`. Other rows come out as NaN: such a mask is never ignored in silence.
+        attention: `cudnn` or `splash`; `xla` takes JAX's own products in cuDNN's place, for tests on a CPU.
     """
-    mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation=attention)  # type: ignore[arg-type]
+    if attention == "splash":
+        mixed = attend_in_segments(queries, keys, values, segment_ids)
+    else:
+        mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation=attention)  # type: ignore[arg-type]
     mixed = jnp.where(served[:, None, None, None], mixed, jnp.nan)
     return checkpoint_name(mixed, KEPT)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
 from selecttkd_jax._errors import check_one_of
-from selecttkd_jax.models._attention import KEPT, attend, attend_causally, is_one_text
+from selecttkd_jax.models._attention import KEPT, attend, attend_by_kernel, find_served
 from selecttkd_jax.models._cache import KVCache, write_tokens
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._int8 import dequantize_int8
@@ -91,7 +91,7 @@ def forward(
     dtype = params["embedding"].dtype if dtype is None else dtype
     hidden = reshard_to_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
-    served = is_one_text(positions, segment_ids) if cache is None and attention != "xla" else None
+    served = find_served(positions, segment_ids, attention) if cache is None and attention != "xla" else None
     if cache is None:
         mask = positions[:, None, :] <= positions[:, :, None]
         mask &= (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids != 0)[:, None, :]
@@ -104,7 +104,7 @@ def forward(
         queries, keys, values = block.attention.project(block.attention_norm(hidden), cosine, sine)
         with jax.named_scope("attention"):
             if served is not None:
-                mixed = attend_causally(queries, keys, values, served, attention)
+                mixed = attend_by_kernel(queries, keys, values, segment_ids, served, attention)
             elif cached is None:
                 mixed = attend(queries, keys, values, mask)
             else:

@@ -1,7 +1,7 @@
 """From a configuration and a target to printed tables."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,9 @@ import jax
 from selecttkd_jax import runs
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import check_at_least
-from selecttkd_jax.planning._estimate import estimate
+from selecttkd_jax.planning._estimate import Estimate, estimate
 from selecttkd_jax.planning._machines import target_devices
-from selecttkd_jax.planning._program import TooLargeError, compile_step
+from selecttkd_jax.planning._program import CompiledStep, TooLargeError, compile_step
 from selecttkd_jax.planning._report import (
     largest_report,
     padding_report,
@@ -66,26 +66,44 @@ def plan(
     jax.config.update("jax_enable_compilation_cache", False)
     devices = target_devices(machine)
     logger.info("compiling for %s: batch %d", machine.name, config.data.batch_size)
+    report = setting_report(config, machine)
     try:
         step = compile_step(config, pair, devices)
-        costs = estimate(config, machine, step)
-        report = step_report(machine, step, costs)
-        if (whole := run_costs(config, pair, machine, devices, step, costs)) is not None:
-            report += run_report(whole, price)
-        if fill is not None:
-            report += padding_report(config, padding(config, pair, machine, devices, step, fill))
     except TooLargeError as error:
-        step, report = None, f"\nThe configured step does not fit: {error}\n"
-    print(setting_report(config, machine) + report, end="", flush=True)
+        step = None
+        report += f"\nThe configured step does not fit: {error}\n"
+    else:
+        costs = estimate(config, machine, step)
+        report += step_report(machine, step, costs)
+        report += _or_too_large("The evaluation", lambda: _plan_run(config, pair, machine, devices, step, costs, price))
+        if fill is not None:
+            told = lambda: padding_report(config, padding(config, pair, machine, devices, step, fill))  # noqa: E731
+            report += _or_too_large("The packed step", told)
+    print(report, end="", flush=True)
     if write:
-        print(_plan_writing(config, pair, machine, devices), end="", flush=True)
+        told = lambda: writing_report(writing(config, pair, machine, devices))  # noqa: E731
+        print(_or_too_large("Writing", told), end="", flush=True)
     if search:
         print(largest_report(config, machine, largest_batches(config, pair, machine, devices, step)), end="")
     return step is not None and step.memory.peak <= machine.device.usable_memory
 
 
-def _plan_writing(config: RunConfig, pair: Pair, machine: Target, devices: Sequence[Any]) -> str:
+def _plan_run(
+    config: RunConfig,
+    pair: Pair,
+    machine: Target,
+    devices: Sequence[Any],
+    step: CompiledStep,
+    costs: Estimate,
+    price: float | None,
+) -> str:
+    whole = run_costs(config, pair, machine, devices, step, costs)
+    return "" if whole is None else run_report(whole, price)
+
+
+def _or_too_large(what: str, told: Callable[[], str]) -> str:
+    """What is told of a program, or that it does not fit."""
     try:
-        return writing_report(writing(config, pair, machine, devices))
+        return told()
     except TooLargeError as error:
-        return f"\nWriting does not fit: {error}\n"
+        return f"\n{what} does not fit: {error}\n"

@@ -7,6 +7,9 @@ import numpy as np
 
 from selecttkd_jax.planning._hlo import Computation, Instruction, Shape
 
+# What the TPU's attention kernels are called in a program.
+SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
+
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> int:
     """Operations of an instruction that is a matrix product, 0 of any other; a multiplication and an addition are two.
@@ -22,6 +25,8 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> int
         return 2 * prod(instruction.shapes[0].sizes) * _contracted(left, instruction, pattern)
     if instruction.opcode == "custom-call" and "__cudnn$fmha" in instruction.attributes:
         return _attention_flops(computation.operand_shapes(instruction)[1], instruction)
+    if instruction.opcode == "custom-call" and (kernel := SPLASH.match(instruction.name)):
+        return _splash_flops(computation.operand_shapes(instruction), kernel[1])
     if instruction.opcode == "convolution":
         left, right = computation.operand_shapes(instruction)[:2]
         return _convolution_flops(left, right, instruction.shapes[0], instruction.attributes)
@@ -41,6 +46,13 @@ def _attention_flops(keys: Shape, instruction: Instruction) -> int:
     products = 5 if "Backward" in instruction.attributes else 2
     whole = 2 * products * batch * heads * length * keys.sizes[1] * head_dim
     return whole // 2 if re.search(r'"mask_type":\s*"CAUSAL"', instruction.attributes) else whole
+
+
+def _splash_flops(operands: list[Shape], kernel: str) -> int:
+    """Splash attention is causal: half of two products forwards; of four for keys and values, and three for queries."""
+    batch, heads, length, head_dim = max((shape.sizes for shape in operands if len(shape.sizes) == 4), key=prod)
+    products = {"fwd": 2, "dkv": 4, "dq": 3}[kernel]
+    return products * batch * heads * length * length * head_dim
 
 
 def _convolution_flops(left: Shape, right: Shape, result: Shape, attributes: str) -> int:

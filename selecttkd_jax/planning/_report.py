@@ -30,6 +30,17 @@ def setting_report(config: RunConfig, target: Target) -> str:
         f"- {target.count} x {target.model} ({target.name})",
         f"- batch {config.data.batch_size} x {config.data.max_length} tokens {pieces}, {config.models.compute_dtype}, "
         f"remat {config.models.remat}, {config.objective.verifier}",
+        *_packing_lines(config),
+    )
+
+
+def _packing_lines(config: RunConfig) -> tuple[str, ...]:
+    if not config.data.packing:
+        return ()
+    if config.reads_one_stream():
+        return (f"- packed: {config.data.batch_size} full sequences a batch",)
+    return (
+        "- packed: what follows is of the largest step; a batch whose rows fill fewer sequences takes a smaller one",
     )
 
 
@@ -79,6 +90,8 @@ def padding_report(config: RunConfig, found: Padding) -> str:
 
 def writing_report(found: list[Writing]) -> str:
     """What it takes models to write."""
+    if not found:
+        return _lines("", "Writing: no model writes, and there is no teacher whose answers could be learned from.")
     columns = ("rows", "prompt + answer", "weights GiB", "peak GiB", "ms to read", "ms a token", "tokens/s at most")
     table = _table("writing, of a device", *columns)
     for role in found:

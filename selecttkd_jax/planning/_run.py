@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.planning._estimate import Estimate, estimate, sweep_rounds
 from selecttkd_jax.planning._hlo import Program, Rounds
@@ -136,7 +137,9 @@ def padding(
     """What a step costs whose rows fill `fill` of it, and what it costs when they are packed."""
     packed = None
     if not config.data.packing:
-        packing = replace(config, data=replace(config.data, packing=True))
+        # Packed rows may need another attention than the configured one.
+        models = replace(config.models, attention="auto")
+        packing = replace(config, data=replace(config.data, packing=True), models=models)
         packed = estimate(packing, target, compile_step(packing, pair, devices), fill=PACKED_FILL)
     return Padding(fill, estimate(config, target, step, fill=fill), packed)
 
@@ -150,6 +153,12 @@ def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any
         rows = SLOTS * batch_divisor(config, devices)
     else:
         roles, rows = config.method.writes, config.data.batch_size
+    length, most = config.data.max_length, sampling.max_new_tokens
+    if most >= length:
+        raise InputError(
+            f"method.sampling.max_new_tokens = {most} leaves no room for a prompt in data.max_length = {length}; lower "
+            "the first or raise the second"
+        )
     found = []
     for role in roles:
         decoder = pair.student if role == "student" else pair.teacher

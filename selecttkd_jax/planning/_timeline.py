@@ -12,6 +12,7 @@ from functools import reduce
 from operator import add
 
 from selecttkd_jax.planning._collectives import collective_kind, find_chain, instruction_traffic
+from selecttkd_jax.planning._flops import SPLASH
 from selecttkd_jax.planning._hlo import Computation, Instruction, Program, Rounds, once
 from selecttkd_jax.planning._kernels import Work, is_kernel, kernel_work
 from selecttkd_jax.planning._targets import Device
@@ -185,6 +186,8 @@ def kernel_seconds(work: Work, device: Device) -> float:
 
 def part_of(instruction: Instruction) -> str | None:
     """The part to which an instruction says that it belongs, if it does."""
+    if SPLASH.match(instruction.name):
+        return "attention"
     name = _NAME.search(instruction.attributes)
     scopes = set(_SCOPE.findall(name[1])) if name else ()
     return next((part for part in PARTS if part in scopes), None)

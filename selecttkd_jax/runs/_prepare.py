@@ -95,7 +95,11 @@ def _load_rows(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]) -> dic
         "stop_ids": stops,
         "method": [config.method.name, *config.method.reads, bool(config.method.writes)],
     }
-    folder = cache_directory() / "rows" if config.data.cache is None else expand_home(config.data.cache)
+    try:
+        folder = cache_directory() / "rows" if config.data.cache is None else expand_home(config.data.cache)
+    except InputError as error:
+        logger.warning("rows are not kept: %s", error)
+        folder = None
     return data.load_rows(folder, key, make)
 
 

@@ -81,7 +81,13 @@ def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
     decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
     platform, tensor = mesh.devices.flat[0].platform, mesh.shape["tensor"]
     attention, why = models.choose_attention(
-        config.models.attention, platform, pair.dtype, *decoders, tensor=tensor, packed=config.data.packing
+        config.models.attention,
+        platform,
+        pair.dtype,
+        *decoders,
+        tensor=tensor,
+        packed=config.data.packing,
+        length=config.data.max_length,
     )
     logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
     return dataclasses.replace(pair, attention=attention)

@@ -221,9 +221,11 @@ def _count_steps(config: RunConfig, rows: data.Rows) -> RunConfig:
     epochs, batch_size = config.training.epochs, config.data.batch_size
     if epochs is None:
         return config
-    batches = len(rows) / batch_size
+    sequences = len(rows)
     if config.data.packing and config.reads_one_stream():
-        batches /= data.pack_batches(rows, batch_size, config.data.max_length, config.seed).rows_a_sequence()
+        packed = data.pack_batches(rows, batch_size, config.data.max_length, config.seed)
+        sequences = packed.sequences_an_epoch()
+    batches = sequences / batch_size
     steps = ceil(epochs * batches)
     logger.info("%g epochs are %d steps: %.1f steps go once through the rows", epochs, steps, batches)
     return replace(config, training=replace(config.training, steps=steps))

@@ -42,7 +42,7 @@ class LoopConfig:
     """Steps between lines in the log, where the log is not a terminal."""
     compilation_cache: str | None = None
     """Folder in which compiled programs are kept, so that the next start need not compile them; off: none. Left out:
-    selecttkd_jax in the user's cache directory, or what JAX_COMPILATION_CACHE_DIR says."""
+    selecttkd_jax in the user's cache directory, of a run of one process. JAX_COMPILATION_CACHE_DIR comes before all."""
 
     @property
     def head_memory(self) -> int | None:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,7 +170,36 @@ def test_data_are_known_by_what_is_in_them(tmp_path):
     assert fingerprint_rows(file, "test") != first
     file.write_text("{} \n")
     assert fingerprint_rows(file, "train") != first
-    before = fingerprint_rows(tmp_path, "train")
-    other.rename(tmp_path / "c.jsonl")
-    assert fingerprint_rows(tmp_path, "train") != before
+    assert fingerprint_rows(tmp_path, "train") is None  # no data set: it is not read through to say so
     assert fingerprint_rows(tmp_path / "missing.jsonl", "train") is None
+
+
+def test_a_saved_data_set_is_known_by_its_split_and_by_nothing_else_in_its_folder(tmp_path):
+    import datasets
+
+    splits = {name: datasets.Dataset.from_dict({"prompt": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path))
+    before = fingerprint_rows(tmp_path, "train")
+    assert before is not None and fingerprint_rows(tmp_path, "test") != before
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / f"{'0' * 40}.arrow").write_text("rows that are kept")
+    assert fingerprint_rows(tmp_path, "train") == before
+
+
+def test_files_of_others_stay_and_what_killed_processes_left_goes(tmp_path, maker, monkeypatch):
+    theirs = [tmp_path / "data-00000-of-00002.arrow", tmp_path / "rows.part"]
+    left = tmp_path / f"{'a' * 40}.123.part"
+    for file in (*theirs, left):
+        file.write_text("x" * 1000)
+        os.utime(file, (1e9, 1e9))
+    monkeypatch.setattr(_row_cache, "_KEPT", 1)
+    load_rows(tmp_path, {}, maker)
+    assert all(file.exists() for file in theirs) and not left.exists()
+    load_rows(tmp_path, {}, maker)
+    assert maker.calls == 1
+
+
+def test_rows_that_cannot_be_kept_are_used_all_the_same(tmp_path, caplog):
+    rows = {"rows": replace(make_rows(), sources=())}
+    assert load_rows(tmp_path, {}, lambda: rows) is rows
+    assert "rows are not kept" in caplog.text and not list(tmp_path.glob("*.arrow*.part"))

@@ -454,7 +454,7 @@ def test_budget_sets_the_chunk():
 
 @pytest.mark.parametrize(
     ("budget", "chunk", "tail"),
-    [(706 * 8000, 640, 256), (836 * 8000, 768, 384), (200 * 8000, 128, 128), (100 * 8000, 100, 50), (2**40, 1024, 512)],
+    [(706 * 8000, 640, 128), (836 * 8000, 768, 384), (200 * 8000, 128, 128), (100 * 8000, 100, 50), (2**40, 1024, 512)],
 )
 def test_chunks_of_accelerators_are_whole_tiles(monkeypatch, budget, chunk, tail):
     from selecttkd_jax.distill import _placed_sweep
@@ -464,6 +464,30 @@ def test_chunks_of_accelerators_are_whole_tiles(monkeypatch, budget, chunk, tail
     model = HeadInputs(jnp.ones((1, 4096, 4)), jnp.ones((4, 1000)), None, vocab_first=False)
     options = _placed_sweep.choose_placement(model, model, "auto", budget).options
     assert (options.chunk_size, options.tail_size) == (chunk, tail)
+
+
+@pytest.mark.parametrize("positions", [640, 700, 896, 1280])
+def test_chunks_of_whole_tiles_end_where_positions_do(monkeypatch, positions):
+    """Nearly all positions carry loss, so that the last chunk is nearly full."""
+    from selecttkd_jax.distill import _placed_sweep
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((1, positions, 3), (3, 11)) * 2]
+    student, teacher = arrays[:2], arrays[2:]
+    mask = np.arange(positions)[None, :] < positions - 5
+    budget = 700 * 11 * 8
+
+    def sums(hidden, chunk_size):
+        heads = distill.Head(student[1]), distill.Head(teacher[1])
+        tokens = distill.Tokens(mask)
+        options = {"chunk_size": chunk_size, "memory_budget": budget}
+        return distill.fused_head(distill.Objective(), hidden, heads[0], teacher[0], heads[1], tokens, **options).mean
+
+    expected = jax.value_and_grad(sums)(jnp.asarray(student[0]), 64)
+    monkeypatch.setattr(_placed_sweep, "on_cpu", lambda: False)
+    found = jax.value_and_grad(sums)(jnp.asarray(student[0]), "auto")
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5 * np.abs(expected[1]).max())
 
 
 @pytest.mark.parametrize("normalizer", distill.NORMALIZERS)

@@ -124,6 +124,23 @@ def test_traffic_inside_a_loop_counts_each_round(mesh):
     assert traffic["all-reduce", 8].count == LAYERS
 
 
+SPLASH_ATTENTION = """
+ENTRY %main (q: bf16[2,6,256,64], k: bf16[2,2,256,64]) -> bf16[2,6,256,64] {
+  %q = bf16[2,6,256,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,256,64]{3,2,1,0} parameter(1)
+  %splash_mha_KERNEL_segmented.1 = bf16[2,6,256,64]{3,2,1,0} custom-call(%k, %q, %k), \
+custom_call_target="tpu_custom_call"
+  ROOT %copy = bf16[2,6,256,64]{3,2,1,0} copy(%splash_mha_KERNEL_segmented.1)
+}
+"""
+
+
+@pytest.mark.parametrize(("kernel", "products"), [("fwd", 2), ("dkv", 4), ("dq", 3)])
+def test_attention_of_a_tpu_counts_half_of_its_products(kernel, products):
+    timeline = lay_out_timeline(parse(SPLASH_ATTENTION.replace("KERNEL", kernel)), Device("tpu", memory=1), 1)
+    assert timeline.parts["attention"].flops == {"bf16": products * 2 * (2 * 6 * 256 * 256 * 64) / 2}
+
+
 # How each spelling divides eight devices: the first group, and whether it crosses hosts of four.
 GROUPS = {
     "replica_groups={{0,1,2,3},{4,5,6,7}}": (4, False),

@@ -7,6 +7,7 @@ import pytest
 from planning.conftest import STUDENT, TEACHER
 
 from selecttkd_jax import models, planning, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.methods import DistiLlm2, Gkd
@@ -61,12 +62,12 @@ def test_padding_costs_what_packing_saves(run):
     assert f"fill 25% of {config.data.max_length} tokens" in said and f"{gain:.2f} times as many" in said
 
 
-def test_what_cannot_be_packed_is_told_what_it_costs_alone(run):
+def test_what_is_packed_already_is_told_what_it_costs_alone(run):
     config, pair, step, _ = run
-    on_policy = replace(config, method=Gkd(sampling=Sampling(max_new_tokens=8)))
-    found = _run.padding(on_policy, pair, TARGET, DEVICES, step, 0.25)
+    packed = replace(config, data=replace(config.data, packing=True))
+    found = _run.padding(packed, pair, TARGET, DEVICES, step, 0.25)
     assert found.packed is None and found.gain is None
-    assert "Packed" not in padding_report(on_policy, found)
+    assert "Packed" not in padding_report(packed, found)
 
 
 def test_writing_is_planned_for_the_models_that_write(run):
@@ -104,6 +105,29 @@ def test_the_command_says_all_of_it(config, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     for said in ("The run: ", "at 2 an hour", "Padding: rows that fill 40%", "Packed (data.packing", "| writing"):
         assert said in out
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(run):
+    config, pair, *_ = run
+    longer = replace(config, method=Gkd(sampling=Sampling(max_new_tokens=32)))
+    with pytest.raises(InputError, match="max_new_tokens = 32 leaves no room for a prompt in data.max_length = 32"):
+        _run.writing(longer, pair, TARGET, DEVICES)
+
+
+def test_a_packed_step_that_does_not_fit_says_nothing_of_the_configured_one(config, tmp_path, capsys, monkeypatch):
+    save_config(config, tmp_path / "config.toml")
+    compile_step = _run.compile_step
+
+    def only_unpacked(config, pair, devices):
+        if config.data.packing:
+            raise planning.TooLargeError("it wants 96 G of 16 G")
+        return compile_step(config, pair, devices)
+
+    monkeypatch.setattr(_run, "compile_step", only_unpacked)
+    words = ["--fill", "0.4", "--no-search"]
+    assert main(["plan", str(tmp_path / "config.toml"), "--target", "cpu:8", *words]) == 0
+    out = capsys.readouterr().out
+    assert "The packed step does not fit: it wants 96 G" in out and "configured step does not" not in out
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--fill", "1.5"], "fill"), (["--price-per-hour", "-1"], "price")])
