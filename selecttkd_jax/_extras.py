@@ -4,6 +4,7 @@ EXTRAS = {
     "train": (
         "cattrs",
         "datasets",
+        "filelock",
         "flax",
         "grain",
         "huggingface_hub",

@@ -36,8 +36,8 @@ class ModelsConfig:
     float32 on a CPU, where bfloat16 is slower; the run's config.toml says which."""
     attention: str = "auto"
     """How attention is computed in training and evaluation: by plain products (xla), which write out scores of
-    max_length^2 a head, or by NVIDIA's fused kernel (cudnn), which does not. auto: cudnn on a GPU with a 16-bit
-    compute_dtype and heads it takes, else xla; the log says which and why."""
+    max_length^2 a head, or by NVIDIA's fused kernel (cudnn) or a TPU's (splash), which do not. auto: the platform's
+    kernel with a 16-bit compute_dtype and shapes it takes, else xla; the log says which and why."""
     remat: str = "kept"
     """What the student's backward pass keeps of each layer and does not recompute: everything (none), the results of
     the large products (kept), the same in the host's memory (offload), or nothing (full), which takes about a third

@@ -35,7 +35,7 @@ def test_the_devices_of_a_target(text, count, hosts):
         ("gpu:h10:8", "did you mean 'h100'"),
         ("gpu:h100:0", "needs a number of devices"),
         ("gpu:h100", "needs a number of devices"),
-        ("gpu:h100:12", "in hosts of 8"),
+        ("gpu:h100:12", "in groups of 8"),
         ("cpu:many", "needs a number of devices"),
     ],
 )
