@@ -5,7 +5,7 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +81,13 @@ def compile_ahead(function: Any, *arguments: Any, **options: Any) -> jax.stages.
     temporary = "" if stats is None else f"; its temporary arrays take {stats.temp_size_in_bytes / 2**20:,.0f} MiB"
     logger.info("compiled in %.0f s%s", time.perf_counter() - started, temporary)
     return compiled
+
+
+def check_options(options: Mapping[str, str | bool]) -> None:
+    """Raises InputError where this process's compiler does not take them, by the smallest program there is."""
+    if options:
+        with refused_options():
+            jax.jit(lambda x: x + 1, compiler_options=dict(options)).lower(0.0).compile()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.compilation import compile_ahead, compile_on_first_call
+from selecttkd_jax.compilation import check_options, compile_ahead, compile_on_first_call
 
 
 def make_step():
@@ -112,6 +112,13 @@ def test_the_next_run_of_a_process_has_its_own_folder(tmp_path):
 def test_a_folder_that_cannot_be_made_is_only_told(tmp_path):
     (tmp_path / "selecttkd_jax").touch()
     assert keep(tmp_path) == ("None", 0)
+
+
+def test_options_are_checked_before_there_is_a_program_of_ours():
+    check_options({})
+    check_options({"xla_backend_optimization_level": "1"})
+    with pytest.raises(InputError, match="No such compile option: 'xla_nonsense'"):
+        check_options({"xla_nonsense": True})
 
 
 def test_options_of_the_compiler_reach_it():

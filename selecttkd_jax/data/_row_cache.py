@@ -103,7 +103,7 @@ def load_rows(folder: Path | None, key: Mapping[str, Any], make: Callable[[], di
         folder.mkdir(parents=True, exist_ok=True)
         _wait_for(lock)
     except OSError as error:
-        logger.warning("rows are not kept: %s", error)
+        logger.warning("rows are not kept (data.cache): %s", error)
         return make()
     try:
         return _read(file) or _make(file, make)
@@ -128,6 +128,7 @@ def _make(file: Path, make: Callable[[], dict[str, Rows]]) -> dict[str, Rows]:
     try:
         _write(file, made, told)
         _drop_old(file.parent, keep=file)
+        logger.info("rows are kept for the next start: %s", file)
     except (OSError, ValueError) as error:
         logger.warning("rows are not kept: %s", error)
     return made

@@ -8,7 +8,7 @@ import jax
 
 from selecttkd_jax import runs
 from selecttkd_jax._checks import check_in_range
-from selecttkd_jax._errors import check_at_least
+from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax.planning._estimate import Estimate, estimate
 from selecttkd_jax.planning._machines import target_devices
 from selecttkd_jax.planning._program import CompiledStep, TooLargeError, compile_step
@@ -18,6 +18,7 @@ from selecttkd_jax.planning._report import (
     run_report,
     setting_report,
     step_report,
+    uncounted_report,
     writing_report,
 )
 from selecttkd_jax.planning._run import padding, run_costs, writing
@@ -55,6 +56,10 @@ def plan(
     """
     if fill is not None:
         check_in_range("fill", fill, 0.01, 1)
+        if config.data.packing:
+            raise InputError(
+                "--fill is for rows with padding behind them, and data.packing puts them together: leave one out"
+            )
     if price is not None:
         check_at_least("price per hour", price, 0)
     machine = parse_target(target)
@@ -75,8 +80,11 @@ def plan(
     else:
         costs = estimate(config, machine, step)
         report += step_report(machine, step, costs)
-        report += _or_too_large("The evaluation", lambda: _plan_run(config, pair, machine, devices, step, costs, price))
-        if fill is not None:
+        fits = step.memory.peak <= machine.device.usable_memory
+        if fits:
+            told = lambda: _plan_run(config, pair, machine, devices, step, costs, price)  # noqa: E731
+            report += _or_too_large("The evaluation", told)
+        if fits and fill is not None:
             told = lambda: padding_report(config, padding(config, pair, machine, devices, step, fill))  # noqa: E731
             report += _or_too_large("The packed step", told)
     print(report, end="", flush=True)
@@ -97,6 +105,8 @@ def _plan_run(
     costs: Estimate,
     price: float | None,
 ) -> str:
+    if config.training.epochs is not None:
+        return uncounted_report()
     whole = run_costs(config, pair, machine, devices, step, costs)
     return "" if whole is None else run_report(whole, price)
 

@@ -52,6 +52,12 @@ def step_report(target: Target, step: CompiledStep, costs: Estimate) -> str:
         text += _lines(_as_text(table), "")
     if costs.timed:
         text += _lines(f"Rates: {target.device.source}.")
+    usable = target.device.usable_memory
+    if step.memory.peak > usable:
+        return text + _lines(
+            "",
+            f"It does not fit: {step.memory.peak / GIB:.2f} GiB, of {usable / GIB:.2f} that a step may have.",
+        )
     if target.device.platform == "gpu" and step.memory.peak > GPU_DEFAULT_SHARE * target.device.memory:
         text += _lines(
             f"JAX takes {GPU_DEFAULT_SHARE:.0%} of a GPU's memory unless told otherwise: "
@@ -66,7 +72,14 @@ def run_report(costs: RunCosts, price: float | None) -> str:
     bill = f", {price * costs.device_hours:,.2f} at {price:g} an hour and device" if price is not None else ""
     return _lines(
         "",
-        f"The run: {what}: {costs.hours:.2f} h at least, {costs.device_hours:.2f} hours of a device{bill}.",
+        f"The run of full rows, {what}: {costs.hours:.2f} h at least, {costs.device_hours:.2f} device-hours{bill}.",
+    )
+
+
+def uncounted_report() -> str:
+    """Why a run by epochs has no hours."""
+    return _lines(
+        "", "The run: its epochs are counted with the data; give --training.steps for hours and what they cost."
     )
 
 
@@ -92,8 +105,8 @@ def writing_report(found: list[Writing]) -> str:
     """What it takes models to write."""
     if not found:
         return _lines("", "Writing: no model writes, and there is no teacher whose answers could be learned from.")
-    columns = ("rows", "prompt + answer", "weights GiB", "peak GiB", "ms to read", "ms a token", "tokens/s at most")
-    table = _table("writing, of a device", *columns)
+    columns = ("rows", "prompt + answer", "GiB of weights", "peak GiB", "ms to read", "ms a token", "tokens/s at most")
+    table = _table("writing (memory of a device, rows and rate of all)", *columns)
     for role in found:
         times = ("", "", "")
         if role.prefill_seconds is not None and role.token_seconds is not None:

@@ -165,9 +165,12 @@ def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any
         if decoder is None:
             continue
         in_int8 = role == "teacher" and config.models.teacher_dtype == "int8"
-        compiled = compile_decoding(
-            config, decoder, sampling, rows, devices, vocab_size=pair.vocab_size, in_int8=in_int8
-        )
+        options = {"vocab_size": pair.vocab_size, "in_int8": in_int8}
+        compiled = compile_decoding(config, decoder, sampling, rows, devices, **options)
+        # `selecttkd generate` takes as many rows as there is room for.
+        while not config.method.writes and compiled.peak > target.device.usable_memory and rows > len(devices):
+            rows //= 2
+            compiled = compile_decoding(config, decoder, sampling, rows, devices, **options)
         first = _seconds(compiled.program, target, len(devices), 0)
         more = _seconds(compiled.program, target, len(devices), 1)
         found.append(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
-from selecttkd_jax.compilation import compile_on_first_call, keep_programs
+from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._config import RunConfig
@@ -106,6 +106,7 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     # Check everything before a weight is read or a file written.
     directory = expand_home(config.output)
     check_output(config, directory)
+    check_options(config.mesh.compiler_options)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -35,6 +35,7 @@ class RowPacker:
     mesh: Mesh
     rows: int
     unit: int
+    _told: set[int] = field(default_factory=set, repr=False, compare=False)
 
     def __call__(self, batch: Any) -> Any:
         """A batch, two streams or rollouts, from this process's share of their rows."""
@@ -45,7 +46,9 @@ class RowPacker:
         layouts = [
             lay_out_sequences(stream, bins, sequences // parts) for stream, bins in zip(streams, shared, strict=True)
         ]
-        logger.debug("%d rows share %d sequences", self.rows, sequences)
+        level = logging.DEBUG if sequences in self._told else logging.INFO
+        self._told.add(sequences)
+        logger.log(level, "packed: %d rows share %d sequences", self.rows, sequences)
         return place_batch(self.mesh, _packed(batch, layouts), sequences)
 
     def sizes(self) -> list[int]:

@@ -45,7 +45,7 @@ def test_hours_are_those_of_all_steps_and_evaluations(run):
     seconds = 30 * found.step_seconds + 4 * found.evaluation_seconds
     assert found.device_hours == pytest.approx(8 * seconds / 3600)
     said = run_report(replace(found, step_seconds=3600.0, evaluation_seconds=0.0), price=2.5)
-    assert "30.00 h at least, 240.00 hours of a device, 600.00 at 2.5 an hour" in said
+    assert "30.00 h at least, 240.00 device-hours, 600.00 at 2.5 an hour" in said
     assert (
         _run.run_costs(config, pair, planning.parse_target("cpu:8"), DEVICES, step, replace(costs, timed=False)) is None
     )
@@ -103,7 +103,13 @@ def test_the_command_says_all_of_it(config, tmp_path, capsys, monkeypatch):
     words = ["--fill", "0.4", "--generate", "--price-per-hour", "2", "--no-search"]
     assert main(["plan", str(tmp_path / "config.toml"), "--target", "cpu:8", *words]) == 0
     out = capsys.readouterr().out
-    for said in ("The run: ", "at 2 an hour", "Padding: rows that fill 40%", "Packed (data.packing", "| writing"):
+    for said in (
+        "The run of full rows",
+        "at 2 an hour",
+        "Padding: rows that fill 40%",
+        "Packed (data.packing",
+        "| writing",
+    ):
         assert said in out
 
 
@@ -128,6 +134,40 @@ def test_a_packed_step_that_does_not_fit_says_nothing_of_the_configured_one(conf
     assert main(["plan", str(tmp_path / "config.toml"), "--target", "cpu:8", *words]) == 0
     out = capsys.readouterr().out
     assert "The packed step does not fit: it wants 96 G" in out and "configured step does not" not in out
+
+
+def plan_on(memory, config, tmp_path, monkeypatch, *words):
+    """The exit code of a plan for eight devices of so many bytes."""
+    save_config(config, tmp_path / "config.toml")
+    target = replace(TARGET, device=replace(TARGET.device, memory=memory))
+    monkeypatch.setattr(command, "parse_target", lambda text: target)
+    monkeypatch.setattr(command, "target_devices", lambda target: DEVICES)
+    return main(["plan", str(tmp_path / "config.toml"), "--target", "cpu:8", "--no-search", *words])
+
+
+def test_a_step_that_does_not_fit_is_said_to_and_nothing_is_promised(config, tmp_path, capsys, monkeypatch):
+    assert plan_on(10_000, config, tmp_path, monkeypatch, "--fill", "0.4") == 1
+    out = capsys.readouterr().out
+    assert "It does not fit: " in out and "The run" not in out and "Padding" not in out and "MEM_FRACTION" not in out
+
+
+def test_a_run_by_epochs_says_why_it_has_no_hours(config, tmp_path, capsys, monkeypatch):
+    words = ("--training.epochs", "2", "--price-per-hour", "3")
+    assert plan_on(2**33, config, tmp_path, monkeypatch, *words) == 0
+    assert "its epochs are counted with the data; give --training.steps" in capsys.readouterr().out
+
+
+def test_fill_is_for_rows_that_are_not_packed(config, tmp_path, capsys, monkeypatch):
+    assert plan_on(2**33, config, tmp_path, monkeypatch, "--fill", "0.4", "--data.packing") == 2
+    assert "--fill is for rows with padding behind them" in capsys.readouterr().err
+
+
+def test_a_teacher_that_writes_for_its_data_takes_as_many_rows_as_fit(run):
+    config, pair, *_ = run
+    whole = _run.writing(config, pair, TARGET, DEVICES)[0]
+    narrow = replace(TARGET, device=replace(TARGET.device, memory=int(0.9 * whole.peak), reserve=0.0))
+    (half,) = _run.writing(config, pair, narrow, DEVICES)
+    assert half.rows == whole.rows / 2 and half.peak <= narrow.device.usable_memory
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--fill", "1.5"], "fill"), (["--price-per-hour", "-1"], "price")])

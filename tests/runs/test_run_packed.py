@@ -91,7 +91,7 @@ def test_rows_that_were_just_written_share_sequences_and_are_learned_from_as_alo
     packing = dataclasses.replace(written, data=dataclasses.replace(longer, packing=True))
     with caplog.at_level(logging.DEBUG, "selecttkd_jax.sources"):
         packed = runs.train(with_output(packing, tmp_path / "packed"))
-    used = [int(number) for number in re.findall(r"8 rows share (\d) sequences", caplog.text)]
+    used = [int(number) for number in re.findall(r"packed: 8 rows share (\d) sequences", caplog.text)]
     assert len(used) == 4 and max(used) < 8
     for ours, theirs in zip(rows_of(packed.directory), rows_of(alone.directory), strict=True):
         compared = [name for name in theirs if not name.endswith(("seconds", "tokens_per_second"))]
