@@ -44,7 +44,7 @@ from bench_core import describe
 from selecttkd_jax import data, distill, losses, models, planning, runs, selection
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.generation._decode import Decoder, insert, make_slots, run
-from selecttkd_jax.models._attention import attend, attend_causally
+from selecttkd_jax.models._attention import attend, attend_by_kernel
 from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Frozen, OneStream, OptimizerConfig, Pair, init_state, make_optimizer, make_train_step
 
@@ -262,7 +262,7 @@ def attention_errors(check: Check, dtype: str) -> dict[str, float]:
     found = {}
     kernels = {"dense": lambda q, k, v: attend(q, k, v, jnp.asarray(mask))}
     if check.device.platform == "gpu" and dtype == "bfloat16":
-        kernels["cuDNN"] = lambda q, k, v: attend_causally(q, k, v, jnp.ones(b, bool), "cudnn")
+        kernels["cuDNN"] = attend_by_cudnn
 
     # float64: the repeated key heads, one row of scores after the other.
     q64, k64, v64, w64 = (np.asarray(x, np.float64) for x in (q, keys, values, weight))
@@ -394,7 +394,7 @@ def attention(check: Check) -> None:
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
         kernels = {"dense": lambda q, k, v, mask=mask: attend(q, k, v, mask)}
         if check.device.platform == "gpu":
-            kernels["cuDNN"] = lambda q, k, v, rows=rows: attend_causally(q, k, v, jnp.ones(rows, bool), "cudnn")
+            kernels["cuDNN"] = attend_by_cudnn
         # Causal: half of the scores; two products forward, five backward.
         rate = check.rate("product bfloat16")
         bound = rate and 7 * tokens * length * h * e / rate / 1e9
@@ -473,6 +473,12 @@ def moved_bytes(text: str, least: int) -> int:
     found = re.findall(r"= (bf16|f16|f32)\[([\d,]+)\]\S* (?:copy|pad|transpose|concatenate)\(", text)
     sizes = [width[dtype] * prod(map(int, shape.split(","))) for dtype, shape in found]
     return sum(size for size in sizes if size >= least)
+
+
+def attend_by_cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """cuDNN's attention over rows of one text each."""
+    rows, length = queries.shape[:2]
+    return attend_by_kernel(queries, keys, values, jnp.ones((rows, length), int), jnp.ones(rows, bool), "cudnn")
 
 
 def step(check: Check) -> None:
