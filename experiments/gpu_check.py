@@ -476,7 +476,7 @@ def moved_bytes(text: str, least: int) -> int:
 
 
 def attend_by_cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """cuDNN's attention over rows of one text each."""
+    """Attention over rows of one text each, by cuDNN."""
     rows, length = queries.shape[:2]
     return attend_by_kernel(queries, keys, values, jnp.ones((rows, length), int), jnp.ones(rows, bool), "cudnn")
 
