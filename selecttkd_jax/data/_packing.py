@@ -22,19 +22,12 @@ class PackedBatches(Iterator[Batch]):
     """An endless iterator of packed batches that can be stopped and resumed exactly; see `pack_batches`."""
 
     def __init__(self, rows: Rows, batch_size: int, max_length: int, seed: int, part: slice):
-        self._rows, self._batch_size, self._max_length, self._seed, self._part = (
-            rows,
-            batch_size,
-            max_length,
-            seed,
-            part,
-        )
-        self._identity = {
-            "seed": seed,
-            "batch_size": batch_size,
-            "rows": rows.fingerprint,
-            PACKED_INTO: max_length,
-        }
+        self._rows = rows
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._seed = seed
+        self._part = part
+        self._identity = {"seed": seed, "batch_size": batch_size, "rows": rows.fingerprint, PACKED_INTO: max_length}
         self._lengths = rows.lengths
         self._order = shuffle_rows(rows, seed)
         self._set_position(0, 0)

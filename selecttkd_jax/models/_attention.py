@@ -60,8 +60,12 @@ def choose_attention(
     if kernel is None or platform != ("gpu" if kernel == "cudnn" else "tpu"):
         obstacle = f"the platform is {platform}"
     else:
-        find = _find_obstacle_to_cudnn if kernel == "cudnn" else _find_obstacle_to_splash
-        obstacle = find(decoders, packed, length) or _find_obstacle(dtype, decoders, tensor)
+        own = (
+            _find_obstacle_to_cudnn(decoders, packed)
+            if kernel == "cudnn"
+            else _find_obstacle_to_splash(decoders, length)
+        )
+        obstacle = own or _find_obstacle(dtype, decoders, tensor)
     if obstacle is None:
         assert kernel is not None
         return kernel, "as asked" if asked == kernel else f"the platform is {platform} and the dtype {dtype}"
@@ -80,8 +84,7 @@ def _find_obstacle(dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int)
     return None
 
 
-def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool, length: int | None) -> str | None:
-    del length
+def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool) -> str | None:
     if packed:
         return "rows are packed (data.packing), and causal attention over a whole row would mix them"
     for decoder in decoders:
@@ -90,8 +93,7 @@ def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool, l
     return None
 
 
-def _find_obstacle_to_splash(decoders: tuple[DecoderConfig, ...], packed: bool, length: int | None) -> str | None:
-    del packed
+def _find_obstacle_to_splash(decoders: tuple[DecoderConfig, ...], length: int | None) -> str | None:
     if length is None or length % SMALLEST_BLOCK:
         return f"rows of {length} tokens (data.max_length; a multiple of {SMALLEST_BLOCK} is served)"
     for decoder in decoders:

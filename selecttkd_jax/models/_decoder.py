@@ -81,8 +81,8 @@ def forward(
         remat: What the backward pass finds of each layer and does not recompute, one of `REMATS`: all (`none`), the
             results of the large products (`kept`), those in the host's memory (`offload`), or nothing (`full`).
         attention: How attention is computed where no cache is given: by the plain products (`xla`), or by a kernel,
-            from `choose_attention`. A kernel serves rows that are one text from their first slot on with padding
-            behind it, and gives NaN for any other.
+            from `choose_attention`. A kernel serves rows that are one text from their first slot on (`cudnn`), or
+            several (`splash`), with padding behind, and gives NaN for any other.
 
     Returns:
         Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.

@@ -9,7 +9,7 @@ import jax
 from selecttkd_jax import runs
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least
-from selecttkd_jax.planning._estimate import Estimate, estimate
+from selecttkd_jax.planning._estimate import estimate
 from selecttkd_jax.planning._machines import target_devices
 from selecttkd_jax.planning._program import CompiledStep, TooLargeError, compile_step
 from selecttkd_jax.planning._report import (
@@ -78,37 +78,49 @@ def plan(
         step = None
         report += f"\nThe configured step does not fit: {error}\n"
     else:
-        costs = estimate(config, machine, step)
-        report += step_report(machine, step, costs)
-        fits = step.memory.peak <= machine.device.usable_memory
-        if fits:
-            told = lambda: _plan_run(config, pair, machine, devices, step, costs, price)  # noqa: E731
-            report += _or_too_large("The evaluation", told)
-        if fits and fill is not None:
-            told = lambda: padding_report(config, padding(config, pair, machine, devices, step, fill))  # noqa: E731
-            report += _or_too_large("The packed step", told)
+        report += _plan_step(config, pair, machine, devices, step, fill, price)
     print(report, end="", flush=True)
     if write:
-        told = lambda: writing_report(writing(config, pair, machine, devices))  # noqa: E731
-        print(_or_too_large("Writing", told), end="", flush=True)
+
+        def written() -> str:
+            return writing_report(writing(config, pair, machine, devices))
+
+        print(_or_too_large("Writing", written), end="", flush=True)
     if search:
         print(largest_report(config, machine, largest_batches(config, pair, machine, devices, step)), end="")
-    return step is not None and step.memory.peak <= machine.device.usable_memory
+    return step is not None and _fits(step, machine)
 
 
-def _plan_run(
+def _fits(step: CompiledStep, machine: Target) -> bool:
+    return step.memory.peak <= machine.device.usable_memory
+
+
+def _plan_step(
     config: RunConfig,
     pair: Pair,
     machine: Target,
     devices: Sequence[Any],
     step: CompiledStep,
-    costs: Estimate,
+    fill: float | None,
     price: float | None,
 ) -> str:
-    if config.training.epochs is not None:
-        return uncounted_report()
-    whole = run_costs(config, pair, machine, devices, step, costs)
-    return "" if whole is None else run_report(whole, price)
+    """What a step needs and takes and, where it fits, what the run and its padding do."""
+    costs = estimate(config, machine, step)
+    report = step_report(machine, step, costs)
+    if not _fits(step, machine):
+        return report
+
+    def run() -> str:
+        whole = run_costs(config, pair, machine, devices, step, costs)
+        return "" if whole is None else run_report(whole, price)
+
+    def packing() -> str:
+        assert fill is not None
+        return padding_report(config, padding(config, pair, machine, devices, step, fill))
+
+    counted = config.training.epochs is None
+    report += _or_too_large("The evaluation", run) if counted else uncounted_report()
+    return report if fill is None else report + _or_too_large("The packed step", packing)
 
 
 def _or_too_large(what: str, told: Callable[[], str]) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from selecttkd_jax._errors import InputError
+from selecttkd_jax import runs
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.planning._estimate import Estimate, estimate, sweep_rounds
-from selecttkd_jax.planning._hlo import Program, Rounds
+from selecttkd_jax.planning._hlo import Instruction, Program
 from selecttkd_jax.planning._program import (
     CompiledStep,
     batch_divisor,
@@ -113,8 +113,8 @@ class Writing:
 def run_costs(
     config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any], step: CompiledStep, costs: Estimate
 ) -> RunCosts | None:
-    """The whole run; None where the target states no rates, or its steps are counted with its data (epochs)."""
-    if costs.step_seconds is None or config.training.epochs is not None:
+    """The whole run, of `training.steps`; None where the target states no rates."""
+    if costs.step_seconds is None:
         return None
     program, count = compile_evaluation(config, pair, devices), prod(step.mesh.values())
     rows = config.data.batch_size // config.training.micro_batches
@@ -153,12 +153,7 @@ def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any
         rows = SLOTS * batch_divisor(config, devices)
     else:
         roles, rows = config.method.writes, config.data.batch_size
-    length, most = config.data.max_length, sampling.max_new_tokens
-    if most >= length:
-        raise InputError(
-            f"method.sampling.max_new_tokens = {most} leaves no room for a prompt in data.max_length = {length}; lower "
-            "the first or raise the second"
-        )
+    runs.check_room(sampling.max_new_tokens, config.data.max_length)
     found = []
     for role in roles:
         decoder = pair.student if role == "student" else pair.teacher
@@ -190,8 +185,11 @@ def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any
 
 def _seconds(program: Program, target: Target, devices: int, turns: int) -> float | None:
     """How long a decoding takes whose loop goes round so often."""
-    device = target.device
-    if not device.memory_rate:
+    if not target.device.memory_rate:
         return None
-    rounds: Rounds = lambda loop: turns  # noqa: E731
-    return lay_out_timeline(program, device, devices, rounds).seconds
+
+    def rounds(loop: Instruction) -> int:
+        del loop
+        return turns
+
+    return lay_out_timeline(program, target.device, devices, rounds).seconds

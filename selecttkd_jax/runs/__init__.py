@@ -4,6 +4,7 @@ from selecttkd_jax.runs._config import LoggingConfig, ModelsConfig, RunConfig
 from selecttkd_jax.runs._evaluate import evaluate
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
+from selecttkd_jax.runs._prepare import check_room
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
@@ -26,6 +27,7 @@ __all__ = [
     "StepSpecs",
     "abstract_pair",
     "alternatives",
+    "check_room",
     "config_from_dict",
     "config_to_dict",
     "evaluate",

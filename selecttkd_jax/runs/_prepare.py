@@ -60,7 +60,8 @@ def prepare(config: RunConfig) -> Prepared:
         check_context(pair, rows, "training rows")
     check_context(pair, prepared.held_out_rows, "held-out rows")
     if config.method.writes and config.method.sampling is not None:
-        check_room(config.method.sampling.max_new_tokens, config.data.max_length, prepared.train_rows)
+        check_room(config.method.sampling.max_new_tokens, config.data.max_length)
+        tell_short_answers(config.method.sampling.max_new_tokens, config.data.max_length, prepared.train_rows)
         check_written(pair, config.method.sampling.max_new_tokens, config.data.max_length, prepared.train_rows)
     return prepared
 
@@ -252,13 +253,17 @@ def check_written(pair: Pair, new: int, length: int, rows: data.Rows) -> None:
             )
 
 
-def check_room(new: int, length: int, rows: data.Rows) -> None:
-    """Raises InputError where no row has room for what is to be written; says how many have too little."""
+def check_room(new: int, length: int) -> None:
+    """Raises InputError where no row has room for what is to be written."""
     if new >= length:
         raise InputError(
             f"method.sampling.max_new_tokens = {new} leaves no room for a prompt in data.max_length = {length}; lower "
             "the first or raise the second"
         )
+
+
+def tell_short_answers(new: int, length: int, rows: data.Rows) -> None:
+    """Says how many prompts leave less room than an answer may take."""
     short = sum(prompt + new > length for prompt in rows.prompt_lengths)
     if short:
         logger.warning(
