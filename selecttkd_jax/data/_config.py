@@ -51,6 +51,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise InputError("data.train is empty: name a JSONL file, a saved data set or a hub data set")
+        if self.cache == "":
+            raise InputError('data.cache is empty: name a folder, or "off" to keep no rows')
         check_one_of("data.template", self.template, TEMPLATES)
         if self.columns is not None and len(self.columns) not in (2, 3):
             raise InputError(f"data.columns must name two or three columns, got {', '.join(self.columns) or 'none'}")

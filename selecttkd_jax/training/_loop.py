@@ -54,6 +54,8 @@ class LoopConfig:
             check_at_least(f"training.{name}", getattr(self, name), 1)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"training.epochs must be more than 0, got {self.epochs}")
+        if self.compilation_cache == "":
+            raise InputError('training.compilation_cache is empty: name a folder, or "off" to keep no programs')
         if self.head_memory_mib is not None:
             check_at_least("training.head_memory_mib", self.head_memory_mib, 1)
 

@@ -7,6 +7,7 @@ import pytest
 from runs.tiny_run import with_output
 
 from selecttkd_jax import runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.metrics import read_metrics
 from selecttkd_jax.runs import _prepare
 
@@ -70,3 +71,9 @@ def test_small_data_are_kept_only_where_a_folder_is_named(config, tmp_path, monk
     monkeypatch.setattr(_prepare, "_WORTH_KEEPING", 1)
     _prepare.prepare(config)
     assert len(list((tmp_path / "selecttkd_jax" / "rows").glob("*.arrow"))) == 1
+
+
+@pytest.mark.parametrize(("section", "name"), [("data", "cache"), ("training", "compilation_cache")])
+def test_an_empty_name_is_no_folder(config, section, name):
+    with pytest.raises(InputError, match=rf"{section}\.{name} is empty"):
+        dataclasses.replace(getattr(config, section), **{name: ""})
