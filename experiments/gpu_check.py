@@ -42,8 +42,7 @@ import numpy as np
 from bench_core import describe
 
 from selecttkd_jax import data, distill, losses, models, planning, runs, selection
-from selecttkd_jax.generation import Sampling
-from selecttkd_jax.generation._decode import Decoder, insert, make_slots, run
+from selecttkd_jax.generation import Decoder, Sampling
 from selecttkd_jax.models._attention import attend, attend_by_kernel
 from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Frozen, OneStream, OptimizerConfig, Pair, init_state, make_optimizer, make_train_step
@@ -427,9 +426,8 @@ def decode(check: Check) -> None:
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt)).astype(np.int32)
 
     def prefill():
-        slots = make_slots(decoder, rows, length, jnp.bfloat16, key)
-        return insert(
-            decoder,
+        slots = decoder.make_slots(params, rows, length, key)
+        return decoder.insert(
             params,
             slots,
             ids,
@@ -439,7 +437,7 @@ def decode(check: Check) -> None:
             none,
         )
 
-    compiled = run.lower(decoder, params, prefill(), none, np.int32(0)).compile()
+    compiled = Decoder.run.lower(decoder, params, prefill(), none, np.int32(0)).compile()
     seconds = []
     for _ in range(3):
         slots = jax.block_until_ready(prefill())

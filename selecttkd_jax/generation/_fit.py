@@ -2,13 +2,17 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from math import prod
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selecttkd_jax._mesh_axes import BATCH_AXES, HEADS_AXIS
-from selecttkd_jax.models import DecoderConfig
+from selecttkd_jax.models import DecoderConfig, count_params
 
 logger = logging.getLogger(__name__)
 
@@ -20,29 +24,46 @@ _SHARE = 0.7
 _LOGITS = 6
 
 
-def fit_slots(mesh: Mesh, config: DecoderConfig, length: int, dtype: jnp.dtype, prompts: int) -> int:
+def fit_slots(
+    mesh: Mesh,
+    configs: Sequence[DecoderConfig],
+    length: int,
+    dtype: jnp.dtype,
+    prompts: int | None = None,
+    *,
+    loaded: bool = True,
+) -> int:
     """The number of slots that the memory has room for: bytes that are free, by bytes that a slot takes.
 
-    A slot takes its row of the cache, 2 L K E S numbers, and some arrays of logits.
+    A slot takes its row of the cache, 2 L K E S numbers, and some arrays of logits. Of several processes, all get the
+    number of the one with the least room.
 
     Args:
-        mesh: Where the weights are already.
-        config: The model's shape.
+        mesh: Where the weights are.
+        configs: The shapes of the models that write together, or of the one that writes.
         length: S, tokens of a row in the cache.
         dtype: The cache's.
-        prompts: How many there are to answer; no more slots are of use.
+        prompts: How many there are to answer; no more slots are of use. None: not known yet.
+        loaded: Whether the weights are there already. Those that are still to come are counted, and of a CPU's memory
+            all is, so that a run that resumes finds the same number.
     """
     tensor = mesh.shape.get(HEADS_AXIS, 1)
-    heads = config.num_kv_heads // tensor if config.num_kv_heads % tensor == 0 else config.num_kv_heads
-    cache = 2 * config.num_layers * heads * config.head_dim * length * jnp.dtype(dtype).itemsize
-    logits = _LOGITS * config.vocab_size * 4
-    free, on_cpu = _free_bytes(mesh)
+    itemsize = jnp.dtype(dtype).itemsize
+    cache = sum(_numbers_a_token(config, tensor) for config in configs) * length * itemsize
+    logits = _LOGITS * sum(config.vocab_size for config in configs) * 4
+    free, on_cpu = _free_bytes(mesh, loaded)
+    if free is not None and not loaded:
+        free -= sum(map(count_params, configs)) * itemsize // tensor
     most = _MOST_ON_CPU if on_cpu else _MOST_ELSEWHERE
     rooms = most if free is None else min(most, int(_SHARE * free) // (cache + logits))
-    rows = prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-    slots = min(max(rooms, 1) * rows, prompts)
+    rooms = max(rooms, 1)
+    if jax.process_count() > 1:
+        rooms = int(multihost_utils.process_allgather(np.int32(rooms)).min())
+    slots = rooms * prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    slots = slots if prompts is None else min(slots, prompts)
     logger.info(
-        "%d slots: each takes %.1f MiB (%.1f of them keys and values of %d tokens), and %s",
+        "%s%d slots: each takes %.1f MiB (%.1f of them keys and values of %d tokens), and %s",
+        "at most " if prompts is None else "",
         slots,
         (cache + logits) / 2**20,
         cache / 2**20,
@@ -52,12 +73,21 @@ def fit_slots(mesh: Mesh, config: DecoderConfig, length: int, dtype: jnp.dtype, 
     return slots
 
 
-def _free_bytes(mesh: Mesh) -> tuple[int | None, bool]:
-    """Bytes that are free on the fullest of this process's devices, where that is known; and whether it is a CPU."""
+def _numbers_a_token(config: DecoderConfig, tensor: int) -> int:
+    """Keys and values of a token on a device."""
+    heads = config.num_kv_heads // tensor if config.num_kv_heads % tensor == 0 else config.num_kv_heads
+    return 2 * config.num_layers * heads * config.head_dim
+
+
+def _free_bytes(mesh: Mesh, now: bool) -> tuple[int | None, bool]:
+    """Bytes that are free on the fullest of this process's devices, where that is known; and whether it is a CPU.
+
+    Of a CPU, what is free `now` or all that there is.
+    """
     devices = list(mesh.local_devices)
     if devices[0].platform == "cpu":
         try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free = os.sysconf("SC_AVPHYS_PAGES" if now else "SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError, AttributeError):  # not every system says
             return None, True
         return free // len(devices), True

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from selecttkd_jax import models
 from selecttkd_jax._array_types import Key, Params
 from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax._mesh_axes import BATCH_AXES, automatic_axes
-from selecttkd_jax.generation._decode import Decoder, Slots, insert, make_slots, row_length, run
+from selecttkd_jax.generation._decode import Decoder, Slots, round_up
+from selecttkd_jax.generation._interleave import Interleaver, Turns
 from selecttkd_jax.generation._sampling import Sampling
 from selecttkd_jax.sharding import gather_to_host
 
@@ -39,7 +41,8 @@ def generate(
     `slots` answers are written at a time. Where one ends, the next prompt takes its slot, so that a long answer holds
     up no other. The same key gives the same answers whatever the number of slots, the order in which they are filled
     and the mesh (up to the rounding of differently shaped matrix products): each prompt draws with its own key, made
-    from `key` and its index in `prompts`.
+    from `key` and its index in `prompts`. Where several processes share a mesh, each of them calls this with the same
+    arguments and gets all answers.
 
     Args:
         config: The model's shape.
@@ -61,8 +64,39 @@ def generate(
     Raises:
         InputError: An empty prompt, or a token id outside the model's vocabulary.
     """
+    decoder = Decoder(config, sampling, vocab_size, None if dtype is None else jnp.dtype(dtype))
+    options = {"stop_ids": stop_ids, "key": key, "slots": slots, "answered": answered, "on_answer": on_answer}
+    return write_answers(decoder, models.unstack_layers(params), prompts, **options)
+
+
+def write_answers(
+    decoder: Decoder | Interleaver,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    key: Key,
+    slots: int,
+    longest_prompt: int | None = None,
+    answered: Collection[int] = (),
+    on_answer: Callable[[int, list[int]], object] | None = None,
+) -> list[list[int]]:
+    """Answers every prompt, as `generate` says, by one model or by two together.
+
+    Args:
+        decoder: Who writes, and how.
+        params: The parameters of `decoder`, layer by layer.
+        prompts: As in `generate`.
+        stop_ids: As in `generate`.
+        key: As in `generate`; or a key for each prompt.
+        slots: As in `generate`.
+        longest_prompt: Tokens of the longest prompt of any call: calls with as many prompts then share their compiled
+            programs. None: of this call's.
+        answered: As in `generate`.
+        on_answer: As in `generate`.
+    """
     check_at_least("slots", slots, 1)
-    _check_ids(prompts, stop_ids, config.vocab_size)
+    _check_ids(prompts, stop_ids, decoder.known_ids)
     responses: list[list[int]] = [[] for _ in prompts]
     waiting = _order(prompts, answered)
     if not waiting:
@@ -70,16 +104,14 @@ def generate(
 
     # Everything whose size compiles a program is fixed by all the prompts together, answered or not.
     devices = prod(automatic_axes().get(axis, 1) for axis in BATCH_AXES)
-    slots = -(-min(slots, len(prompts)) // devices) * devices
-    group = -(-max(slots // 16, 1) // devices) * devices  # read together: too few would read the weights too often
-    decoder = Decoder(config, sampling, vocab_size, None if dtype is None else jnp.dtype(dtype))
-    cache_dtype = params["embedding"].dtype if decoder.dtype is None else decoder.dtype
+    slots = round_up(min(slots, len(prompts)), devices)
+    group = round_up(max(slots // 16, 1), devices)  # read together: too few would read the weights too often
+    longest = max(*map(len, prompts), longest_prompt or 0)
     # A fixed length, so that the number of stop ids compiles nothing anew; no token is -1.
     stops = np.full(max(8, len(stop_ids)), -1, np.int32)
     stops[: len(stop_ids)] = stop_ids
-    params = models.unstack_layers(params)
 
-    state = make_slots(decoder, slots, cache_length(prompts, sampling), cache_dtype, key)
+    state = decoder.make_slots(params, slots, cache_length(decoder, longest), key[0] if key.ndim else key)
     owners: dict[int, int] = {}  # which prompt's answer is being written in a slot
     while waiting or owners:
         free = [slot for slot in range(slots) if slot not in owners]
@@ -89,12 +121,12 @@ def generate(
             owners |= dict(zip(taken, indices, strict=True))
             ids, lengths = _pad_right([prompts[index] for index in indices], group)
             fillers = group - len(indices)  # so that every group has the same shape
-            keys = _fold_in(key, np.array(indices + [0] * fillers))
+            keys = _take_keys(key, np.array(indices + [0] * fillers))
             into = np.array(taken + [slots] * fillers)
-            state = insert(decoder, params, state, ids, lengths, keys, into, stops)
-        # On until there is room for a group, or until a group's worth of the last answers is finished.
-        limit = max((slots if waiting else len(owners)) - group, 0)
-        state = run(decoder, params, state, stops, np.int32(limit))
+            state = decoder.insert(params, state, ids, lengths, keys, into, stops)
+        # On until there is room for a group, or until a group's worth of the last answers is there to be told of.
+        busy = slots if waiting else len(owners) if on_answer is not None else 0
+        state = decoder.run(params, state, stops, np.int32(max(busy - group, 0)))
         for slot, response in _finished(state, owners):
             index = owners.pop(slot)
             responses[index] = response
@@ -103,17 +135,18 @@ def generate(
     return responses
 
 
-def cache_length(prompts: Sequence[Sequence[int]], sampling: Sampling) -> int:
+def cache_length(decoder: Decoder | Interleaver, longest_prompt: int) -> int:
     """Tokens that a slot has room for: the longest prompt's bucket, and an answer."""
-    return row_length(max(map(_bucket, prompts)), sampling)
+    return decoder.row_length(round_up(longest_prompt, BUCKET))
 
 
 @jax.jit
-def _fold_in(key: Key, numbers: np.ndarray) -> Key:
-    return jax.vmap(partial(jax.random.fold_in, key))(numbers)
+def _take_keys(key: Key, numbers: np.ndarray) -> Key:
+    """The keys of the prompts of these numbers."""
+    return key[numbers] if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(numbers)
 
 
-def _finished(state: Slots, owners: dict[int, int]) -> Iterator[tuple[int, list[int]]]:
+def _finished(state: Slots | Turns, owners: dict[int, int]) -> Iterator[tuple[int, list[int]]]:
     running, lengths, responses = (gather_to_host(x) for x in (state.running, state.lengths, state.responses))
     for slot in sorted(owners):
         if not running[slot]:
@@ -121,7 +154,7 @@ def _finished(state: Slots, owners: dict[int, int]) -> Iterator[tuple[int, list[
 
 
 def _bucket(prompt: Sequence[int]) -> int:
-    return -(-len(prompt) // BUCKET) * BUCKET
+    return round_up(len(prompt), BUCKET)
 
 
 def _order(prompts: Sequence[Sequence[int]], answered: Collection[int]) -> list[int]:

@@ -13,6 +13,9 @@ from selecttkd_jax.training import Frozen, OneStream, Pair, Source, TwoStreams
 
 logger = logging.getLogger(__name__)
 
+# Rows of an epoch that are written at once: enough to fill slots anew, and not too much to lose.
+_ROUND_ROWS = 512
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -85,6 +88,7 @@ class Parts:
             self.rollouts,
             sampling=sampling,
             epoch_steps=epoch_steps,
+            round_steps=-(-_ROUND_ROWS // self.stored.shapes.input_ids.shape[0]),
             steps=self.steps,
         )
 

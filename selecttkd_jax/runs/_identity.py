@@ -29,6 +29,7 @@ WHERE_AND_HOW = {
     "models.remat",
     "training.micro_batches",
     "training.head_memory_mib",
+    "training.slots",
     "training.log_every",
     "training.save_every",
     "training.keep_checkpoints",
@@ -72,7 +73,7 @@ def describe_ingredients(
     decoders = {"student's config": pair.student, "teacher's config": pair.teacher}
     return {
         **{name: some.fingerprint for name, some in rows.items()},
-        "tokenizer": _checksum(known),
+        "tokenizer": checksum(known),
         **{name: None if decoder is None else _as_json(decoder) for name, decoder in decoders.items()},
     }
 
@@ -114,7 +115,7 @@ def agreed_facts(config: RunConfig, ingredients: dict[str, Any], step: int | Non
     values = {entry.name: repr(getattr(config, entry.name)) for entry in dataclasses.fields(config)}
     facts: dict[str, int | None]
     facts = {f"{name} in the configuration": zlib.crc32(value.encode()) for name, value in values.items()}
-    facts |= {f"the {name}": None if value is None else _checksum(value) for name, value in ingredients.items()}
+    facts |= {f"the {name}": None if value is None else checksum(value) for name, value in ingredients.items()}
     for role, model in (("teacher", config.models.teacher), ("student", config.models.student)):
         facts[f"the {role}'s weights"] = None if model is None else models.fingerprint_files(model)
     return facts | {f"the checkpoint (step {step} here)": step}
@@ -160,7 +161,8 @@ def _as_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _checksum(value: Any) -> int:
+def checksum(value: Any) -> int:
+    """Of plain JSON data."""
     # One below the number that stands for None where processes compare.
     return zlib.crc32(json.dumps(value, sort_keys=True).encode()) % (2**32 - 1)
 

@@ -146,7 +146,8 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
             "%.0f %% of a batch is padding: data.packing = true puts several rows into a sequence",
             100 * (1 - prepared.train_rows.fill(length)),
         )
-    write = Writers(mesh, pair, frozen, prepared.stop_ids, longest_prompt=max(prepared.train_rows.prompt_lengths))
+    longest = max(prepared.train_rows.prompt_lengths)
+    write = Writers(mesh, pair, frozen, prepared.stop_ids, longest_prompt=longest, slots=config.training.slots)
     identity = ingredients | describe_frozen(frozen)
     engine = make_engine(config, directory, mesh, prepared, student, state.params, identity, write)
     recorder = Recorder(engine or write, mesh, rows, prepared.stop_ids)

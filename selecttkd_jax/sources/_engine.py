@@ -158,7 +158,8 @@ class EngineWriters:
         self._ages += ages[chosen].tolist()
         part, parts = process_share(self._mesh, rows)
         own = slice(part * rows // parts, (part + 1) * rows // parts)
-        return replace_responses(batch, split_prompts(batch), chosen[own], tokens[own], lengths[own])
+        texts = [ids[:length] for ids, length in zip(tokens[own], lengths[own], strict=True)]
+        return replace_responses(batch, split_prompts(batch), chosen[own], texts)
 
     def _answer(self, state: TrainState, asked: Sequence[Question], sampling: Sampling) -> dict[Question, Served]:
         """What is kept, and the server's answers to the rest; the first process has them, and the others none."""

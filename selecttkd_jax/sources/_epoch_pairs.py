@@ -7,18 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.data import Responses
+from selecttkd_jax.data import Batch, Responses
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.sharding import check_agreement
-from selecttkd_jax.sources._pairs import answer_both
 from selecttkd_jax.sources._rollout_files import Pair, RolloutFiles
 from selecttkd_jax.sources._stored import OfStored
 from selecttkd_jax.sources._texts import gather_texts, pack_texts, take_share, unpack_texts
-from selecttkd_jax.sources._writer import Rewrite
-from selecttkd_jax.training import Source, TrainState, check_leaves, combine_checksums
+from selecttkd_jax.sources._writer import Rewrite, write_together
+from selecttkd_jax.training import Source, TrainState, check_leaves, combine_checksums, stream_key
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class EpochPairs(OfStored):
         files: Where the text goes; None where a step is only compiled.
         sampling: How both write, for the record.
         epoch_steps: Steps of an epoch.
+        round_steps: Steps whose text is written at once: what a kill in writing loses, at most.
         steps: Steps of the whole run; the last epoch may be shorter.
     """
 
@@ -51,6 +52,7 @@ class EpochPairs(OfStored):
         *,
         sampling: Sampling,
         epoch_steps: int,
+        round_steps: int,
         steps: int,
     ):
         super().__init__(stored)
@@ -60,6 +62,7 @@ class EpochPairs(OfStored):
         self._files = files
         self._sampling = sampling
         self._epoch_steps = epoch_steps
+        self._round_steps = min(round_steps, epoch_steps)
         self._steps = steps
         self._made_with = 0
         self._left: dict[int, tuple[str, str]] = {}  # by step, the epoch's packed texts that are still to come
@@ -112,15 +115,31 @@ class EpochPairs(OfStored):
             files.path(self._number(first)),
         )
         with files.add(self._number(first), end, **settings, made_with=self._made_with) as add_step:
-            for step in self._epoch(first):
-                batch = self._stored.next(state)
-                if step not in found:
-                    answers = answer_both(state, step, batch, self._rows, self._student, self._teacher)
-                    teacher = gather_texts(self._mesh, answers.teacher, self._rows)
-                    student = gather_texts(self._mesh, answers.student, self._rows)
-                    found[step] = list(zip(teacher, student, strict=True))
-                    add_step(step, found[step])
-                self._left[step] = _pack(found.pop(step))
+            epoch = self._epoch(first)
+            for begin in range(first, epoch.stop, self._round_steps):
+                steps = range(begin, min(begin + self._round_steps, epoch.stop))
+                batches = [self._stored.next(state) for _ in steps]
+                missing = [step not in found for step in steps]
+                for step, pairs in zip(steps, self._answer(state, steps, batches, missing), strict=True):
+                    if step not in found:
+                        add_step(step, pairs)
+                    self._left[step] = _pack(found.pop(step, pairs))
+
+    def _answer(self, state: TrainState, steps: range, batches: list[Batch], missing: list[bool]) -> list[list[Pair]]:
+        """Both models' answers to the prompts of some steps; of those that are not missing, whatever is stored."""
+        # A shorter round is filled up with rows that nobody answers: it has the shapes of all others.
+        more = self._round_steps - len(batches)
+        chosen = np.repeat(np.array(missing + [False] * more)[:, None], self._rows, axis=1)
+        batches = batches + [batches[-1]] * more
+
+        def write(rewrite: Rewrite, stream: str) -> list[Batch]:
+            keys = [stream_key(state.key, stream, steps.start + number) for number in range(self._round_steps)]
+            return write_together(rewrite, self._mesh, state, batches, chosen, keys)
+
+        student = write(self._student, "rollouts")
+        teacher = batches if self._teacher is None else write(self._teacher, "teacher rollouts")
+        sides = ([gather_texts(self._mesh, batch, self._rows) for batch in side] for side in (teacher, student))
+        return [list(zip(*pair, strict=True)) for pair in zip(*sides, strict=True)][: len(steps)]
 
     def _read(self, step: int) -> tuple[dict[int, list[Pair]], int]:
         """What is on disk of the epoch of a step, the same on every process."""

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +13,7 @@ from selecttkd_jax.data import Batch
 from selecttkd_jax.sharding import process_share
 from selecttkd_jax.sources._stored import OfStored
 from selecttkd_jax.sources._texts import gather_texts, pack_texts, take_share, unpack_texts
-from selecttkd_jax.sources._writer import Rewrite, make_row_keys
+from selecttkd_jax.sources._writer import Rewrite, write_together
 from selecttkd_jax.training import Source, TrainState, stream_key
 
 
@@ -80,16 +79,8 @@ class OnPolicy(OfStored):
         steps = range(int(state.step), int(state.step) + self._round_steps)
         batches = [self._stored.next(state) for _ in steps]
         chosen = np.stack([self._choose(state.key, step) for step in steps])
-        if not chosen.any():
-            return batches
-        keys = jnp.stack([make_row_keys(stream_key(state.key, "rollouts", step), self._rows) for step in steps])
-        # One after the other on each process, so process by process in the whole.
-        _, parts = process_share(self._mesh, self._rows)
-        order = np.arange(chosen.size).reshape(len(steps), parts, -1).swapaxes(0, 1).ravel()
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
-        written = self._rewrite(state, joined, chosen.ravel()[order], keys.ravel()[order])
-        leaves, tree = jax.tree.flatten(written)
-        return [tree.unflatten(parts) for parts in zip(*(np.split(leaf, len(steps)) for leaf in leaves), strict=True)]
+        keys = [stream_key(state.key, "rollouts", step) for step in steps]
+        return write_together(self._rewrite, self._mesh, state, batches, chosen, keys)
 
     def _hide_labels(self, batch: Batch, chosen: np.ndarray) -> Batch:
         part, parts = process_share(self._mesh, self._rows)

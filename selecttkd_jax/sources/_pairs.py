@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from selecttkd_jax.data import Batch, Responses
+from selecttkd_jax.data import Responses
 from selecttkd_jax.sources._stored import OfStored
 from selecttkd_jax.sources._writer import Rewrite
 from selecttkd_jax.training import Source, TrainState, stream_key
@@ -29,8 +29,12 @@ class Pairs(OfStored):
 
     def next(self, state: TrainState) -> Responses:
         """Both models' answers to the next stored prompts."""
-        rows = self.shapes.teacher.input_ids.shape[0]
-        return answer_both(state, int(state.step), self._stored.next(state), rows, self._student, self._teacher)
+        step, batch = int(state.step), self._stored.next(state)
+        every = np.ones(self.shapes.teacher.input_ids.shape[0], bool)
+        on_student = self._student(state, batch, every, stream_key(state.key, "rollouts", step))
+        if self._teacher is not None:
+            batch = self._teacher(state, batch, every, stream_key(state.key, "teacher rollouts", step))
+        return Responses(teacher=batch, student=on_student)
 
 
 class StoredPairs(OfStored):
@@ -58,23 +62,3 @@ class StoredPairs(OfStored):
         """Continues from such a state."""
         super().set_state(state["teacher"])
         self._student.set_state(state["student"])
-
-
-def answer_both(
-    state: TrainState, step: int, batch: Batch, rows: int, student: Rewrite, teacher: Rewrite | None
-) -> Responses:
-    """The answers of both models, as they are now, to the prompts of a step.
-
-    Args:
-        state: Whose parameters and key write.
-        step: Whose text it is: draws come from it.
-        batch: This process's share of stored rows.
-        rows: Rows of the whole batch.
-        student: Lets the student write.
-        teacher: Lets the teacher write, or None.
-    """
-    every = np.ones(rows, bool)
-    on_student = student(state, batch, every, stream_key(state.key, "rollouts", step))
-    if teacher is not None:
-        batch = teacher(state, batch, every, stream_key(state.key, "teacher rollouts", step))
-    return Responses(teacher=batch, student=on_student)

@@ -38,6 +38,9 @@ class LoopConfig:
     """Steps between checkpoints; there is one after the last step, too."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
+    slots: int | None = None
+    """Answers written at a time, where a model of the run writes; they change no answer. Left out: as many as the
+    memory has room for, at most 32 a device on a CPU and 256 elsewhere."""
     log_every: int = 1
     """Steps between lines in the log, where the log is not a terminal."""
     compilation_cache: str | None = None
@@ -54,6 +57,8 @@ class LoopConfig:
             check_at_least(f"training.{name}", getattr(self, name), 1)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"training.epochs must be more than 0, got {self.epochs}")
+        if self.slots is not None:
+            check_at_least("training.slots", self.slots, 1)
         if self.compilation_cache == "":
             raise InputError('training.compilation_cache is empty: name a folder, or "off" to keep no programs')
         if self.head_memory_mib is not None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from selecttkd_jax import models
-from selecttkd_jax.generation import Sampling
-from selecttkd_jax.generation._decode import Decoder, make_slots, run
+from selecttkd_jax.generation import Decoder, Sampling
 
 CONFIG = models.DecoderConfig(97, 32, 72, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=8)
 ROWS, LENGTH = 5, 192
@@ -21,8 +20,8 @@ MOVES = ("copy", "pad", "transpose", "concatenate", "gather", "convert", "revers
 def program():
     decoder = Decoder(CONFIG, Sampling(temperature=0, max_new_tokens=64))
     params = models.unstack_layers(models.init_params(CONFIG, jax.random.key(0)))
-    slots = make_slots(decoder, ROWS, LENGTH, jnp.float32, jax.random.key(0))
-    return run.lower(decoder, params, slots, np.full(8, -1, np.int32), np.int32(0)).compile()
+    slots = decoder.make_slots(params, ROWS, LENGTH, jax.random.key(0))
+    return Decoder.run.lower(decoder, params, slots, np.full(8, -1, np.int32), np.int32(0)).compile()
 
 
 def moves(text, least):

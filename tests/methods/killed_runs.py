@@ -24,10 +24,10 @@ for config in sys.argv[1:]:
     assert main(["--quiet", "train", config]) == 0, config
 """
 
-# The call in whose midst a run dies. `epochs` writes an epoch's prompts at its start, 12 calls; others step by step.
-PLACES = {"writing": "_write", "learning": "place_batch"}
+# The call in whose midst a run dies. `epochs` writes an epoch's text in two calls; others step by step.
+PLACES = {"writing": "write_answers", "learning": "place_batch"}
 CALLS = {(name, place): 5 for name in METHODS for place in PLACES}
-CALLS |= {("rounds", "writing"): 3, ("epochs", "writing"): 13}
+CALLS |= {("rounds", "writing"): 3, ("epochs", "writing"): 4}
 
 
 def run(code, *words):

@@ -102,7 +102,7 @@ def test_a_student_learns(whole, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_stopped_twice_writes_the_same_text_and_takes_the_same_steps(whole, config, name, tmp_path, monkeypatch):
     """Stopped while a model writes for the fourth time, and between two checkpoints."""
-    write, shown, calls = _writer._write, StepProgress.__call__, 0
+    write, shown, calls = _writer.write_answers, StepProgress.__call__, 0
     ahead = {"in the fourth text", "after step 5"}
 
     def stop(where):
@@ -123,7 +123,7 @@ def test_a_run_stopped_twice_writes_the_same_text_and_takes_the_same_steps(whole
             stop("after step 5")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_writer, "_write", stop_in_a_text)
+        patch.setattr(_writer, "write_answers", stop_in_a_text)
         patch.setattr(StepProgress, "__call__", stop_after_a_step)
         for _ in range(3):
             with contextlib.suppress(KeyboardInterrupt):
@@ -202,7 +202,7 @@ from selecttkd_jax.runs import _train
 from selecttkd_jax.sources import _writer
 
 where, last, config = sys.argv[1:]
-room = _writer if where == "_write" else _train
+room = _writer if where == "write_answers" else _train
 function, calls = getattr(room, where), 0
 
 def counting(*arguments, **options):
@@ -218,7 +218,8 @@ main(["train", config])
 
 
 @pytest.mark.parametrize(
-    ("name", "where", "last"), [("rounds", "_write", 3), ("distillm", "place_batch", 7), ("epochs", "_write", 14)]
+    ("name", "where", "last"),
+    [("rounds", "write_answers", 3), ("distillm", "place_batch", 7), ("epochs", "write_answers", 4)],
 )
 def test_a_killed_process_leaves_what_a_run_resumes_from(whole, config, name, where, last, tmp_path):
     save_config(under(config, name, tmp_path / "run"), tmp_path / "config.toml")

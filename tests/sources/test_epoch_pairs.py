@@ -16,6 +16,8 @@ from selecttkd_jax.sharding import MeshConfig, make_mesh
 from selecttkd_jax.sources import EpochPairs, RolloutFiles, Stored, split_prompts
 
 LENGTH, ROWS, EPOCH, STEPS = 16, 4, 3, 8
+# Steps that are written at once; the rounds of all epochs, of which each has a shorter last one.
+ROUND, ROUNDS = 2, 2 + 2 + 1
 
 
 def stored_rows():
@@ -52,6 +54,7 @@ class Run:
             files,
             sampling=Sampling(max_new_tokens=4),
             epoch_steps=EPOCH,
+            round_steps=ROUND,
             steps=STEPS,
         )
 
@@ -60,14 +63,17 @@ class Run:
             if len(self.calls) == self.stop_after:
                 raise Stopped
             self.calls.append(role)
+            assert len(chosen) == len(key) == ROUND * ROWS == len(batch.input_ids)  # a shape for all
             weight = int(state.params["weight"][0]) if role == "student" else 0
-            token = 8 + (weight + int(jax.random.randint(key, (), 0, 1000))) % 32
-            ids, mask = np.array(batch.input_ids), np.zeros_like(batch.loss_mask)
-            for row, prompt in enumerate(split_prompts(batch)):
+            ids, mask = np.array(batch.input_ids), np.array(batch.loss_mask)
+            for row in np.flatnonzero(chosen):
+                prompt, mask[row] = split_prompts(batch)[row], False
+                token = 8 + (weight + int(jax.random.randint(key[row], (), 0, 1000))) % 32
                 ids[row, len(prompt) :] = 0
                 ids[row, len(prompt) : len(prompt) + 2] = token
                 mask[row, len(prompt) - 1 : len(prompt) + 1] = True
             real = (np.arange(LENGTH) < (mask.argmax(axis=1) + 3)[:, None]).astype(np.int32)
+            real = np.where(chosen[:, None], real, batch.segment_ids)
             labels = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
             return replace(batch, input_ids=ids, labels=labels, loss_mask=mask, segment_ids=real)
 
@@ -99,13 +105,14 @@ def whole(request, tmp_path_factory):
 
 def test_an_epoch_is_answered_once_by_the_student_that_it_begins_with(whole):
     roles = ["student", "teacher"] if whole.teacher == "written" else ["student"]
-    assert whole.run.calls == roles * STEPS
+    assert whole.run.calls == roles * ROUNDS
     rows = [json.loads(line) for text in whole.files.values() for line in text.splitlines()]
     assert [row["step"] for row in rows] == [step for step in range(STEPS) for _ in range(ROWS)]
     assert len({row["made_with"] for row in rows}) == 3 and list(whole.files) == [f"epoch-{n}.jsonl" for n in (1, 2, 3)]
-    for row in rows:
+    for number, row in enumerate(rows):
         # The weights of an epoch's first step: 0, 3 and 6.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), zlib.crc32(b"rollouts")), row["step"])
+        key = jax.random.fold_in(key, number % ROWS)
         token = 8 + (row["step"] // EPOCH * EPOCH + int(jax.random.randint(key, (), 0, 1000))) % 32
         assert row["student_response"] == f"{token} {token}" and row["key"] == [0, 5]
         assert row["sampling"]["max_new_tokens"] == 4
@@ -142,7 +149,7 @@ def test_a_run_resumes_at_any_step_and_writes_nothing_twice(whole, step, tmp_pat
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"prompt": "to', b"\xff\n"])
-@pytest.mark.parametrize("writes", [0, 1, 4, 7])
+@pytest.mark.parametrize("writes", [0, 1, 3, 4])
 def test_a_run_stopped_while_it_writes_keeps_what_its_weights_wrote(whole, writes, torn, tmp_path):
     first, position = Run(tmp_path, teacher=whole.teacher, stop_after=writes), None
     with pytest.raises(Stopped):
@@ -156,7 +163,7 @@ def test_a_run_stopped_while_it_writes_keeps_what_its_weights_wrote(whole, write
     resumed.source.set_state(position[1])
     assert_same(resumed.take(position[0], STEPS), whole.batches[position[0] :])
     assert texts(tmp_path) == whole.files
-    assert len(first.calls) + len(resumed.calls) <= len(whole.run.calls) + 1  # a step is kept whole or not at all
+    assert len(first.calls) + len(resumed.calls) <= len(whole.run.calls) + 1  # a round is kept whole or not at all
 
 
 @pytest.mark.parametrize("change", ["weights", "identity"])
@@ -165,7 +172,7 @@ def test_what_other_weights_wrote_is_written_anew(whole, change, tmp_path):
     before = texts(tmp_path)["epoch-1.jsonl"]
     other = Run(tmp_path, teacher=whole.teacher, identity=2 if change == "identity" else 1)
     other.source.next(state_at(0, change=1 if change == "weights" else 0))
-    assert len(other.calls) == len(whole.run.calls) * EPOCH // STEPS
+    assert len(other.calls) == len(whole.run.calls) // ROUNDS * 2
     after = texts(tmp_path)["epoch-1.jsonl"]
     assert len(after.splitlines()) == len(before.splitlines()) == EPOCH * ROWS and after != before
 

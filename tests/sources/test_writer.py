@@ -46,19 +46,15 @@ def test_prompts_are_what_stands_before_the_last_response():
 def test_a_batch_whose_responses_are_its_own_stays_what_it_is():
     rows = make_rows()
     batch = batch_of(rows)
-    answers = np.zeros((len(rows), LENGTH), np.int32)
-    lengths = np.array([int(mask.sum()) for mask in rows.response])
-    for row, (tokens, mask) in enumerate(zip(rows.tokens, rows.response, strict=True)):
-        answers[row, : lengths[row]] = tokens[mask]
-    again = replace_responses(batch, split_prompts(batch), np.ones(len(rows), bool), answers, lengths)
+    answers = [tokens[mask] for tokens, mask in zip(rows.tokens, rows.response, strict=True)]
+    again = replace_responses(batch, split_prompts(batch), np.ones(len(rows), bool), answers)
     jax.tree.map(np.testing.assert_array_equal, again, batch)
 
 
 def test_rows_that_are_not_chosen_stay_and_long_answers_are_cut_where_the_row_ends():
     batch = batch_of(make_rows())
-    answers = np.full((4, 30), 7, np.int32)
     chosen = np.array([True, False, True, False])
-    found = replace_responses(batch, split_prompts(batch), chosen, answers, np.full(4, 30))
+    found = replace_responses(batch, split_prompts(batch), chosen, [[7] * 30] * 4)
     jax.tree.map(lambda new, old: np.testing.assert_array_equal(new[~chosen], old[~chosen]), found, batch)
     for row in np.flatnonzero(chosen):
         prompt = 3 + row
