@@ -47,6 +47,7 @@ options, before the command:
 
 Paths are relative to where the command runs.
 
-On several hosts, each runs the same train or evaluate command. SLURM, MPI, Kubernetes jobs, TPU pods and torchrun are
-recognised; elsewhere say --coordinator HOST:PORT (of the first process), --num-processes N and --process-id I.
+On several hosts, each runs the same train, evaluate or generate command. SLURM, MPI, Kubernetes jobs, TPU pods and
+torchrun are recognised; elsewhere say --coordinator HOST:PORT (of the first process), --num-processes N and
+--process-id I.
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.cli._arguments import Dtype, Model, Table
+from selecttkd_jax.cli._arguments import Dtype, HostOptions, Model, SeveralHosts, Table
 
 if TYPE_CHECKING:  # they would import JAX, which a mistyped command does not need
     from selecttkd_jax.data import Record
@@ -62,6 +62,7 @@ class Generate:
     dtype: Dtype | None = None
     """In which the model computes. Left out: bfloat16, and float32 on a CPU."""
     mesh: Devices = field(default_factory=Devices)
+    hosts: SeveralHosts = HostOptions()
     server: str | None = None
     """Address of a server that speaks OpenAI's HTTP interface and answers instead, for example:
     http://127.0.0.1:8000/v1."""
@@ -88,7 +89,7 @@ class Generate:
         else:
             records = data.read_records(self.file)
         answers = self._generate(records, sampling) if self.server is None else self._ask(records, sampling)
-        if self.output is None:
+        if self.output is None and answers:
             for record, answer in zip(records, answers, strict=True):
                 if len(records) > 1:
                     print(f"--- {record.prompt[-1]['content']}")
@@ -99,6 +100,7 @@ class Generate:
         from selecttkd_jax import data, runs
         from selecttkd_jax.sharding import MeshConfig
 
+        self.hosts.join(MeshConfig.host_timeout)
         return runs.generate(
             self.model,
             records,
@@ -121,8 +123,8 @@ class Generate:
         for option in ("slots", "dtype", "date"):
             if getattr(self, option) is not None:
                 raise InputError(f"--{option} is for models that run here; leave it out with --server")
-        if self.mesh != Devices():
-            raise InputError("--mesh is for models that run here; leave it out with --server")
+        if self.mesh != Devices() or self.hosts != HostOptions():
+            raise InputError("--mesh and several processes are for models that run here; leave them out with --server")
         server = Server(self.server, self.model, key_variable=self.key_variable, concurrency=self.concurrency)
         return runs.generate_from_server(
             server,

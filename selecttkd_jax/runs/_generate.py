@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selecttkd_jax import data, generation, models
@@ -16,7 +18,8 @@ from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.progress import progress_bar
-from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh
+from selecttkd_jax.runs._identity import checksum
+from selecttkd_jax.sharding import PRESETS, MeshConfig, check_agreement, make_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,9 @@ def generate(
 ) -> list[str]:
     """Lets `model` answer the prompt of each record; returns the texts in the records' order.
 
+    Where several processes share the mesh, each of them calls this. They write every answer together; the first one
+    alone reads and writes the file, and has the texts: the others get none.
+
     Args:
         model: A directory or hub name.
         records: Whose prompts are answered.
@@ -55,8 +61,6 @@ def generate(
         InputError: The model, its tokenizer or a prompt is not usable, or the file is another call's.
     """
     check_one_of("template", template, ("chat", "plain"))
-    if jax.process_count() > 1:
-        raise InputError("generate runs in one process; give each host a part of the prompts and a file of its own")
     decoder, _ = models.read_config(model)
     models.check_weights(model)
     tokenizer = data.load_tokenizer(model)
@@ -91,8 +95,10 @@ def generate(
         "date": date,
         "dtype": compute.name,
     }
-    file = None if output is None else data.AnswerFile.of_records(output, records, settings)
-    answered = set(range(len(records))) - set(file.waiting) if file is not None else set()
+    check_agreement({"the prompts": checksum(prompts), "the model and the options": checksum([settings, slots])})
+    first = jax.process_index() == 0
+    file = data.AnswerFile.of_records(output, records, settings) if output is not None and first else None
+    answered = _share_answered(len(records), file)
     if file is not None and answered:
         logger.info("%s has %d of %d answers already", file.path, len(answered), len(records))
     texts: dict[int, str] = {}
@@ -100,10 +106,13 @@ def generate(
         with jax.set_mesh(devices), progress_bar("generating") as advance:
             params = _load(model, devices, compute)
             if slots is None:
-                length = generation.cache_length(prompts, sampling)
-                slots = generation.fit_slots(devices, decoder, length, compute, len(prompts))
+                longest = max(map(len, prompts))
+                length = generation.cache_length(generation.Decoder(decoder, sampling), longest)
+                slots = generation.fit_slots(devices, [decoder], length, compute, len(prompts))
 
             def take(index: int, tokens: list[int]) -> None:
+                if not first:
+                    return
                 texts[index] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
                 if file is not None:
                     file.append(index, texts[index], cut=tokens[-1] not in stop_ids)
@@ -122,11 +131,22 @@ def generate(
                 on_answer=take,
             )
     if file is None:
-        return [texts[index] for index in range(len(records))]
+        return [texts[index] for index in sorted(texts)]
     counts = file.finish()
     about = (file.path, len(file), counts["length"], counts["empty"])
     logger.info("%s: %d answers, %d cut at their limit, %d empty", *about)
     return [row["completion"] for row in file.rows]
+
+
+def _share_answered(prompts: int, file: data.AnswerFile | None) -> set[int]:
+    """The prompts that the first process's file has answers to, on every process."""
+    there = np.zeros(prompts, bool)
+    if file is not None:
+        there[:] = True
+        there[file.waiting] = False
+    if jax.process_count() > 1:
+        there = np.asarray(multihost_utils.broadcast_one_to_all(there))
+    return set(np.flatnonzero(there).tolist())
 
 
 def _load(model: str, mesh: Mesh, dtype: jnp.dtype) -> Params:

@@ -1,6 +1,11 @@
 """`selecttkd generate` -> `selecttkd train`: killed, continued, and learned from."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +75,35 @@ def test_a_mesh_and_other_slots_write_the_same_file(whole, config, prompts, tmp_
     path = tmp_path / "answers.jsonl"
     assert generate(config, prompts, path, *OPTIONS, "--slots", "8", "--mesh.data", "2") == 0
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_two_processes_finish_the_file_that_one_began(whole, config, prompts, tmp_path):
+    """Each holds its rows of the mesh; the first alone has, reads and writes the file."""
+    kept = whole.read_bytes().splitlines(keepends=True)
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    started = []
+    for index in (0, 1):
+        (tmp_path / str(index)).mkdir()
+        output = tmp_path / str(index) / "answers.jsonl"
+        if index == 0:
+            output.write_bytes(b"".join(kept[3:10]))
+            shutil.copy(f"{whole}.settings.json", f"{output}.settings.json")
+        words = ["generate", config.models.teacher, "--file", str(prompts), "--output", str(output), *OPTIONS]
+        words += ["--mesh.data", "-1", "--coordinator", f"localhost:{port}"]
+        words += ["--num-processes", "2", "--process-id", str(index)]
+        command = [sys.executable, "-m", "selecttkd_jax", *words]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        with (tmp_path / f"log_{index}").open("w") as log:
+            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+    codes = [process.wait(300) for process in started]
+    logs = [(tmp_path / f"log_{index}").read_text() for index in (0, 1)]
+    assert codes == [0, 0], "\n".join(logs)
+    assert (tmp_path / "0" / "answers.jsonl").read_bytes() == whole.read_bytes()
+    assert "has 7 of 19 answers already" in logs[0] and "answers" not in logs[1]
+    assert list((tmp_path / "1").iterdir()) == []
 
 
 def test_what_is_written_is_learned_from(whole, config, tmp_path):
