@@ -36,6 +36,9 @@ from bench_core import RESULTS, describe
 from selecttkd_jax import data, generation, models
 
 PROMPTS = Path(__file__).parent / "demo" / "prompts.jsonl"
+# What is compared, the slots, and the rows of a fixed batch. In training, a round of 16 steps of 4 rows was one fixed
+# batch of 64, and an epoch's pairs were written step by step, 4 rows at a time; both have as many slots as `generate`.
+RAGGED = [("ragged, 16 slots", 16, 16), ("round of 64 rows", 32, 64), ("epoch by 4 rows", 32, 4)]
 
 
 def main():
@@ -66,8 +69,11 @@ def main():
             sides = against_hugging_face(directory, decoding, prompts[:batch], options.new_tokens)
             rows += compare(f"batch {batch}", sides, options.rounds, facts)
         if options.ragged_tokens:
-            sides = ragged(decoding, prompts[: options.ragged_prompts], options.ragged_tokens)
-            rows += compare("ragged, 16 slots", sides, options.rounds, facts)
+            asked, longest = prompts[: options.ragged_prompts], options.ragged_tokens
+            stops = choose_stops(decoding, asked, longest)
+            for what, slots, rows_at_once in RAGGED:
+                sides = ragged(decoding, asked, longest, stops, slots, rows_at_once)
+                rows += compare(what, sides, options.rounds, facts)
 
     output = options.output or RESULTS / f"generate_{datetime.date.today():%Y-%m-%d}_{facts['commit']}.csv"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -142,24 +148,22 @@ def against_hugging_face(directory, decoding, prompts, new_tokens):
     return {"refilled slots": ours, "hugging face": theirs}
 
 
-def ragged(decoding, prompts, longest, slots=16):
+def ragged(decoding, prompts, longest, stops, slots, rows_at_once):
     """The same answers from slots that are refilled, and from one fixed batch after the other."""
     sampling = generation.Sampling(temperature=0, max_new_tokens=longest)
-    shared = {"sampling": sampling, "stop_ids": (), "key": jax.random.key(0), "slots": slots}
-    whole = generation.generate(decoding.config, decoding.params, prompts, **shared)
-    shared["stop_ids"] = stops = choose_stops(whole, longest / 4)
+    shared = {"sampling": sampling, "stop_ids": stops, "key": jax.random.key(0), "slots": slots}
 
     def refilled():
         return generation.generate(decoding.config, decoding.params, prompts, **shared)
 
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    batches = [order[start : start + slots] for start in range(0, len(order), slots)]
+    batches = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
 
     def fixed():
         answers = [[] for _ in prompts]
         for batch in batches:
             width = -(-max(len(prompts[index]) for index in batch) // generation.BUCKET) * generation.BUCKET
-            ids, mask = np.zeros((slots, width), np.int32), np.zeros((slots, width), bool)
+            ids, mask = np.zeros((rows_at_once, width), np.int32), np.zeros((rows_at_once, width), bool)
             for row, index in enumerate(batch):
                 ids[row, : len(prompts[index])] = prompts[index]
                 mask[row, : len(prompts[index])] = True
@@ -169,7 +173,7 @@ def ragged(decoding, prompts, longest, slots=16):
                 ids,
                 mask,
                 np.array(stops, np.int32),
-                jax.random.split(jax.random.key(0), slots),
+                jax.random.split(jax.random.key(0), rows_at_once),
                 sampling=sampling,
             )
             tokens, lengths = np.asarray(tokens), np.asarray(lengths)
@@ -180,8 +184,12 @@ def ragged(decoding, prompts, longest, slots=16):
     return {"refilled slots": refilled, "fixed batch": fixed}
 
 
-def choose_stops(texts, wanted):
-    """The one or two tokens that bring the texts' median length closest to `wanted` and leave some text whole."""
+def choose_stops(decoding, prompts, longest):
+    """The one or two tokens that bring the median answer closest to a quarter of the longest and leave some whole."""
+    sampling = generation.Sampling(temperature=0, max_new_tokens=longest)
+    texts = generation.generate(
+        decoding.config, decoding.params, prompts, sampling=sampling, stop_ids=(), key=jax.random.key(0), slots=16
+    )
     common = [token for token, _ in Counter(token for text in texts for token in set(text)).most_common(60)]
 
     def median_length(stops):
@@ -189,7 +197,7 @@ def choose_stops(texts, wanted):
         return median(lengths) if max(lengths) == max(map(len, texts)) else 0
 
     candidates = [(token,) for token in common] + list(combinations(common, 2))
-    return min(candidates, key=lambda stops: abs(median_length(stops) - wanted))
+    return min(candidates, key=lambda stops: abs(median_length(stops) - longest / 4))
 
 
 if __name__ == "__main__":

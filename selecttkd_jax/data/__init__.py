@@ -6,11 +6,13 @@ from selecttkd_jax.data._batches import (
     BatchIterator,
     Responses,
     Rollouts,
+    WithCorpus,
     batch_shapes,
     eval_batches,
     make_batches,
 )
 from selecttkd_jax.data._config import RUN_DATE, DataConfig
+from selecttkd_jax.data._corpus import read_corpus
 from selecttkd_jax.data._files import fingerprint_rows
 from selecttkd_jax.data._packing import PackedBatches, pack_batches
 from selecttkd_jax.data._prompts import describe_prompt
@@ -36,6 +38,7 @@ __all__ = [
     "Responses",
     "Rollouts",
     "Rows",
+    "WithCorpus",
     "batch_shapes",
     "check_same_tokenizer",
     "describe_prompt",
@@ -47,6 +50,7 @@ __all__ = [
     "load_tokenizer",
     "make_batches",
     "pack_batches",
+    "read_corpus",
     "read_records",
     "render_plain_prompt",
     "render_prompt",

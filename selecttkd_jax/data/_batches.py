@@ -65,14 +65,26 @@ class Rollouts:
         old_log_prob: log q(label) of the student that wrote it.
         importance: That student's probability of the label over the one with which it was drawn.
         advantage: By how much the label did better than others.
-        corpus: Stored rows that are learned from along with it, or None.
     """
 
     rows: Batch
     old_log_prob: Any
     importance: Any
     advantage: Any
-    corpus: Batch | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WithCorpus:
+    """Rows of any kind, and rows of a corpus that are learned from along with them.
+
+    Attributes:
+        rows: A `Batch` or `Rollouts`.
+        corpus: As many rows.
+    """
+
+    rows: Any
+    corpus: Batch
 
 
 def batch_shapes(batch_size: int, max_length: int) -> Batch:

@@ -8,7 +8,7 @@ from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax.data import ResponseName
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.generation import KeepShare, Sampling
-from selecttkd_jax.methods._parts import Parts, warn_of_old_text
+from selecttkd_jax.methods._parts import Parts, check_pretraining, warn_of_old_text
 from selecttkd_jax.sources import Rewards, Role, RolloutBuffer, Scorer
 from selecttkd_jax.training import Method, PolicyGradient
 
@@ -46,7 +46,9 @@ class MiniLlm:
     passes: int = 4
     """How often a round is learned from before the next one is written."""
     pretraining: float = 0.0
-    """What half cross-entropy, half soft cross-entropy on the stored responses counts for (b); 0 leaves them out."""
+    """What half cross-entropy, half soft cross-entropy on the corpus counts for (b); 0 leaves it out."""
+    corpus: str | None = None
+    """Rows of {"text"} that are pre-trained on: a file or data set. Left out: the data's own responses."""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, max_new_tokens=256))
     """How both models write. Of minillm, the whole distribution at temperature 1, which its weights are for."""
 
@@ -56,7 +58,7 @@ class MiniLlm:
         check_in_range("method.clip", self.clip, 0, 1)
         check_at_least("method.rollouts", self.rollouts, 1)
         check_at_least("method.passes", self.passes, 1)
-        check_at_least("method.pretraining", self.pretraining, 0)
+        check_pretraining(self.pretraining, self.corpus)
         if self.sampling != Sampling(max_new_tokens=self.sampling.max_new_tokens):
             raise InputError(
                 "minillm weighs each token by its probability at temperature 1: leave out method.sampling but for "
@@ -66,7 +68,7 @@ class MiniLlm:
     @property
     def reads(self) -> tuple[ResponseName, ...]:
         """Stored responses, where they are pre-trained on."""
-        return ("response",) if self.pretraining > 0 else ()
+        return ("response",) if self.pretraining > 0 and self.corpus is None else ()
 
     def check(self, shared: ObjectiveConfig) -> None:
         """Raises InputError where [objective] does not go with the method."""
@@ -85,7 +87,6 @@ class MiniLlm:
         warn_of_old_text(parts.objective.divergence or self.divergence, self.passes * round_steps - 1)
         source = RolloutBuffer(
             parts.on_policy(KeepShare(self.teacher_share), self.sampling, round_steps),
-            parts.stored if self.pretraining > 0 else None,
             Scorer(parts.mesh, parts.pair, parts.frozen, parts.memory_budget),
             Rewards(self.teacher_share, self.discount),
             parts.mesh,
@@ -96,9 +97,8 @@ class MiniLlm:
             pair=parts.pair,
             objective=parts.objective.build(divergence=self.divergence),
             clip=self.clip,
-            pretraining=self.pretraining,
             expected=parts.objective.expected,
             memory_budget=parts.memory_budget,
             packed=parts.packed,
         )
-        return Method(source=source, loss=loss)
+        return parts.with_pretraining(Method(source=source, loss=loss), self.pretraining, label_share=0.5)

@@ -6,10 +6,21 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
+from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax.distill import Balance, Objective, ObjectiveConfig, TwoStreamObjective
 from selecttkd_jax.generation import KeepRule, Sampling
-from selecttkd_jax.sources import AdaptiveAlpha, EpochPairs, MakeWriter, OnPolicy, Pairs, Role, RolloutFiles, unwritten
-from selecttkd_jax.training import Frozen, OneStream, Pair, Source, TwoStreams
+from selecttkd_jax.sources import (
+    AdaptiveAlpha,
+    BesideCorpus,
+    EpochPairs,
+    MakeWriter,
+    OnPolicy,
+    Pairs,
+    Role,
+    RolloutFiles,
+    unwritten,
+)
+from selecttkd_jax.training import Frozen, Method, OneStream, Pair, Source, TwoStreams, WithPretraining
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +42,7 @@ class Parts:
         write: Lets the student, the teacher or both write (`sources.Writers`).
         frozen: The parameters that are not trained; none where a step is only compiled.
         stored_student: The student's stored responses to the same prompts, where the method reads them.
+        corpus: Rows of the method's corpus; None: it has none.
         packed: Whether several rows share a sequence where they are learned from.
         rollouts: Where text that outlives its step is kept; None where a step is only compiled.
     """
@@ -45,6 +57,7 @@ class Parts:
     frozen: Frozen = Frozen()
     rollouts: RolloutFiles | None = None
     stored_student: Source | None = None
+    corpus: Source | None = None
     packed: bool = False
 
     def on_policy(
@@ -127,6 +140,34 @@ class Parts:
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
         )
+
+    def with_pretraining(self, method: Method, coefficient: float, *, label_share: float) -> Method:
+        """The same method with a language model's loss beside its own, on the corpus or else on the stored responses.
+
+        Args:
+            method: One whose loss is divided as [objective] says.
+            coefficient: What it counts for; 0 leaves the method as it is.
+            label_share: Of cross-entropy in it; the rest is the teacher's soft cross-entropy.
+        """
+        if coefficient == 0:
+            return method
+        loss = WithPretraining(
+            rows=method.loss,
+            pair=self.pair,
+            normalizer=self.objective.normalizer,
+            coefficient=coefficient,
+            label_share=label_share,
+            memory_budget=self.memory_budget,
+            packed=self.packed,
+        )
+        return Method(source=BesideCorpus(method.source, self.corpus or self.stored), loss=loss)
+
+
+def check_pretraining(coefficient: float, corpus: str | None) -> None:
+    """Raises InputError where the options of a method's pre-training term do not go together."""
+    check_at_least("method.pretraining", coefficient, 0)
+    if corpus is not None and coefficient == 0:
+        raise InputError("method.corpus is pre-trained on where method.pretraining is above 0, and it is 0")
 
 
 def warn_of_old_text(divergence: str, age: int) -> None:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _TRAIN, _HELD_OUT = "training rows", "held-out rows"
 _STUDENT = "training rows with the student's responses"
+_CORPUS = "rows of the corpus"
 # Bytes of data that take longer to tokenise than to look up.
 _WORTH_KEEPING = 2**20
 
@@ -32,6 +33,7 @@ class Prepared:
         train_rows: What is learned from.
         held_out_rows: What the student is measured on.
         student_rows: Row by row, the student's responses to the same prompts, where the method reads both.
+        corpus_rows: What the method's pre-training term learns from, where that is a corpus of its own.
     """
 
     pair: Pair
@@ -40,6 +42,7 @@ class Prepared:
     train_rows: data.Rows
     held_out_rows: data.Rows
     student_rows: data.Rows | None = None
+    corpus_rows: data.Rows | None = None
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -55,9 +58,12 @@ def prepare(config: RunConfig) -> Prepared:
         train_rows=rows[_TRAIN],
         held_out_rows=rows[_HELD_OUT],
         student_rows=rows.get(_STUDENT),
+        corpus_rows=rows.get(_CORPUS),
     )
     for rows in filter(None, (prepared.train_rows, prepared.student_rows)):
         check_context(pair, rows, "training rows")
+    if prepared.corpus_rows is not None:
+        check_context(pair, prepared.corpus_rows, _CORPUS)
     check_context(pair, prepared.held_out_rows, "held-out rows")
     if config.method.writes and config.method.sampling is not None:
         check_room(config.method.sampling.max_new_tokens, config.data.max_length)
@@ -76,7 +82,14 @@ def _read_and_tokenize(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]
         answers = tokenize(config.data, data.student_records(train_records), tokenizer, stops)
         rows[_TRAIN], rows[_STUDENT] = _select_common(rows[_TRAIN], answers)
     rows[_HELD_OUT] = tokenize(config.data, held_out_records, tokenizer, stops)
+    if (corpus := corpus_of(config)) is not None:
+        rows[_CORPUS] = data.read_corpus(corpus, tokenizer, config.data.max_length)
     return rows
+
+
+def corpus_of(config: RunConfig) -> str | None:
+    """Where the method's pre-training term has rows of its own."""
+    return getattr(config.method, "corpus", None)
 
 
 def _load_rows(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]) -> dict[str, data.Rows]:
@@ -85,6 +98,7 @@ def _load_rows(config: RunConfig, tokenizer: Any, stops: tuple[int, ...]) -> dic
     if config.data.cache == "off":
         return make()
     named = [(config.data.train, config.data.train_split), (config.data.held_out, config.data.held_out_split)]
+    named.append((corpus_of(config), "train"))
     found = [data.fingerprint_rows(path, split) for path, split in named if path is not None]
     if None in found or (config.data.cache is None and sum(size for _, size in filter(None, found)) < _WORTH_KEEPING):
         return make()

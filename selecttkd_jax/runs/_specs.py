@@ -102,6 +102,7 @@ def build_method(
     frozen: Frozen = Frozen(),  # noqa: B008 (a tuple)
     rollouts: RolloutFiles | None = None,
     stored_student: Source | None = None,
+    corpus: Source | None = None,
 ) -> Method:
     """The run's method; without `stored` rows, one whose loss can be compiled and whose source has shapes alone."""
     parts = Parts(
@@ -115,6 +116,7 @@ def build_method(
         frozen=frozen,
         rollouts=rollouts,
         stored_student=stored_student,
+        corpus=corpus,
         packed=config.data.packing,
     )
     return config.method.build(parts)

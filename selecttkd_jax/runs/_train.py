@@ -117,6 +117,8 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     rows_by_name = {"training rows": prepared.train_rows, "held-out rows": prepared.held_out_rows}
     if prepared.student_rows is not None:
         rows_by_name["rows of the student's responses"] = prepared.student_rows
+    if prepared.corpus_rows is not None:
+        rows_by_name["rows of the corpus"] = prepared.corpus_rows
     ingredients = describe_ingredients(prepared.pair, prepared.tokenizer, prepared.stop_ids, rows_by_name)
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
     if first:
@@ -154,14 +156,24 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     rollouts = make_rollout_files(
         config.data, directory / "rollouts", batches, prepared.train_rows.sources, prepared.tokenizer, identity
     )
-    stored, stored_student = Stored(batches, data.batch_shapes(rows, length)), None
-    if prepared.student_rows is not None:
-        # As many rows and the same seed: the same order.
-        answers = data.make_batches(
-            prepared.student_rows, rows, length, config.seed, process_index=part, process_count=parts
-        )
-        stored_student = Stored(answers, data.batch_shapes(rows, length))
-    method = build_method(config, pair, mesh, stored, recorder, frozen, rollouts, stored_student)
+
+    def store(more: data.Rows | None) -> Stored | None:
+        if more is None:
+            return None
+        taken = data.make_batches(more, rows, length, config.seed, process_index=part, process_count=parts)
+        return Stored(taken, data.batch_shapes(rows, length))
+
+    method = build_method(
+        config,
+        pair,
+        mesh,
+        Stored(batches, data.batch_shapes(rows, length)),
+        recorder,
+        frozen,
+        rollouts,
+        store(prepared.student_rows),  # as many rows and the same seed: the same order
+        store(prepared.corpus_rows),
+    )
     step = make_step(config, method.loss, optimizer, state_shardings(state.params, optimizer))
 
     # Resume, if there is something to resume.

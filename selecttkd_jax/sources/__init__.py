@@ -1,6 +1,7 @@
 """Where a method's batches come from."""
 
 from selecttkd_jax.sources._adaptive_alpha import AdaptiveAlpha
+from selecttkd_jax.sources._corpus import BesideCorpus
 from selecttkd_jax.sources._engine import EngineConfig, EngineWriters
 from selecttkd_jax.sources._engine_files import EngineFiles
 from selecttkd_jax.sources._epoch_pairs import EpochPairs
@@ -25,6 +26,7 @@ from selecttkd_jax.sources._writer import (
 __all__ = [
     "AdaptiveAlpha",
     "ROLLOUTS",
+    "BesideCorpus",
     "EngineConfig",
     "EngineFiles",
     "EngineWriters",

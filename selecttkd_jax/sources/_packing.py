@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from selecttkd_jax.data import Batch, Layout, Responses, Rollouts, lay_out_sequences, share_sequences
+from selecttkd_jax.data import Batch, Layout, Responses, Rollouts, WithCorpus, lay_out_sequences, share_sequences
 from selecttkd_jax.sharding import gather_to_host, place_batch, process_share
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class RowPacker:
     _told: set[int] = field(default_factory=set, repr=False, compare=False)
 
     def __call__(self, batch: Any) -> Any:
-        """A batch, two streams or rollouts, from this process's share of their rows."""
-        streams = [stream for stream in _streams(batch) if stream is not None]
+        """A batch, two streams or rollouts, with a corpus or without, from this process's share of their rows."""
+        streams = _streams(batch)
         shared = [share_sequences(stream) for stream in streams]
         _, parts = process_share(self.mesh, self.rows)
         sequences = self._choose(max(map(len, shared)), parts)
@@ -63,11 +63,13 @@ class RowPacker:
         return next(size for size in self.sizes() if size >= needed * parts)
 
 
-def _streams(batch: Any) -> Sequence[Batch | None]:
+def _streams(batch: Any) -> Sequence[Batch]:
     if isinstance(batch, Responses):
         return batch.teacher, batch.student
+    if isinstance(batch, WithCorpus):
+        return *_streams(batch.rows), batch.corpus
     if isinstance(batch, Rollouts):
-        return batch.rows, batch.corpus
+        return (batch.rows,)
     return (batch,)
 
 
@@ -82,8 +84,9 @@ def _packed(batch: Any, layouts: Sequence[Layout]) -> Any:
             )
         }
         return Responses(teacher.pack(batch.teacher), student.pack(batch.student), **alphas)
+    if isinstance(batch, WithCorpus):
+        return WithCorpus(_packed(batch.rows, layouts[:-1]), layouts[-1].pack(batch.corpus))
     if isinstance(batch, Rollouts):
-        rows, corpus = layouts[0], None if batch.corpus is None else layouts[1].pack(batch.corpus)
         numbers = (batch.old_log_prob, batch.importance, batch.advantage)
-        return Rollouts(rows.pack(batch.rows), *map(rows.move, numbers), corpus=corpus)
+        return Rollouts(layouts[0].pack(batch.rows), *map(layouts[0].move, numbers))
     return layouts[0].pack(batch)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selecttkd_jax._array_types import Key
-from selecttkd_jax.data import Batch, Responses, Rollouts
+from selecttkd_jax.data import Batch, Responses, Rollouts, WithCorpus
 from selecttkd_jax.generation import KeepRule, Sampling
 from selecttkd_jax.sharding import gather_to_host, place_batch, process_share
 from selecttkd_jax.sources._writer import MakeWriter, Rewrite, Role
@@ -120,7 +120,7 @@ class Recorder:
         """What the step of the last report takes: of two streams that of `role`. None before the first step."""
         if self._taken is None:
             return None
-        batch = self._taken
+        batch = self._taken.rows if isinstance(self._taken, WithCorpus) else self._taken
         if isinstance(batch, Responses):
             batch = getattr(batch, role)
         elif isinstance(batch, Rollouts):

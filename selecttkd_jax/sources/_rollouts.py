@@ -3,7 +3,7 @@
 import base64
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +106,6 @@ class RolloutBuffer(OfStored):
 
     Args:
         texts: Gives `round_steps` written batches when a round begins.
-        corpus: Whose batches go along with each step's; None for none.
         score: From `Scorer`.
         rewards: What tokens are worth.
         mesh: Over which the rows of a batch are spread.
@@ -117,7 +116,6 @@ class RolloutBuffer(OfStored):
     def __init__(
         self,
         texts: Source,
-        corpus: Source | None,
         score: Callable[[Params, Batch, int], tuple[np.ndarray, np.ndarray]],
         rewards: Rewards,
         mesh: Mesh,
@@ -126,7 +124,6 @@ class RolloutBuffer(OfStored):
         passes: int,
     ):
         super().__init__(texts)
-        self._corpus = corpus
         self._score = score
         self._rewards = rewards
         self._mesh = mesh
@@ -136,7 +133,7 @@ class RolloutBuffer(OfStored):
         ids = texts.shapes.input_ids
         self._rows = ids.shape[0]
         number = jax.ShapeDtypeStruct(ids.shape, np.float32)
-        self.shapes = Rollouts(texts.shapes, number, number, number, None if corpus is None else corpus.shapes)
+        self.shapes = Rollouts(texts.shapes, number, number, number)
 
     def next(self, state: TrainState) -> Rollouts:
         """The next batch of the round; a new round where the last one is used up."""
@@ -148,7 +145,7 @@ class RolloutBuffer(OfStored):
         batch = self._take(current, order[place * self._rows : (place + 1) * self._rows])
         if step + 1 == current.begun + self._passes * self._round_steps:
             self._round = None
-        return batch if self._corpus is None else replace(batch, corpus=self._corpus.next(state))
+        return batch
 
     def describe(self, step: int) -> str:
         """A batch mixes rows of all of its round."""

@@ -7,7 +7,8 @@ from selecttkd_jax.training._loop import LoopConfig, run_loop
 from selecttkd_jax.training._losses import LabelCrossEntropy, LabelSums, OneStream, TwoStreams
 from selecttkd_jax.training._optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from selecttkd_jax.training._pair import Frozen, Pair
-from selecttkd_jax.training._policy_loss import PolicyGradient, RolloutSums, score_labels
+from selecttkd_jax.training._policy_loss import PolicyGradient, score_labels
+from selecttkd_jax.training._pretraining import PretrainingSums, WithPretraining
 from selecttkd_jax.training._protocols import (
     Describer,
     Evaluator,
@@ -39,15 +40,16 @@ __all__ = [
     "OptimizerConfig",
     "Pair",
     "PolicyGradient",
+    "PretrainingSums",
     "Report",
     "Restored",
-    "RolloutSums",
     "Source",
     "StepMetrics",
     "Sums",
     "TrainState",
     "TrainStep",
     "TwoStreams",
+    "WithPretraining",
     "abstract_state",
     "check_leaves",
     "combine_checksums",

@@ -57,7 +57,7 @@ def params():
 
 def make_source(params, mesh, *, pair=PAIR, passes=2):
     score = sources.Scorer(mesh, pair, Frozen(params[1]))
-    return sources.RolloutBuffer(Counting(), None, score, REWARDS, mesh, round_steps=2, passes=passes)
+    return sources.RolloutBuffer(Counting(), score, REWARDS, mesh, round_steps=2, passes=passes)
 
 
 def states(student, count):

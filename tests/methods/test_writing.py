@@ -38,7 +38,7 @@ METHODS = {
     "rounds": Gkd(sampling=SAMPLING, rollout_steps=3),
     "speculative_kd": SpeculativeKd(sampling=SAMPLING, keep_top_k=3, block=2),
     "minillm": MiniLlm(sampling=SAMPLING, rollouts=4, passes=2, pretraining=1.0),
-    "distillm": DistiLlm(sampling=SAMPLING, threshold=0.8, capacity=8),
+    "distillm": DistiLlm(sampling=SAMPLING, threshold=0.8, capacity=8, pretraining=0.5),
     "distillm2": DistiLlm2(sampling=SAMPLING, balance="released"),
     "epochs": DistiLlm2(sampling=SAMPLING, pairs="epoch", epochs=2),
     "adaptive": DistiLlm2(sampling=SAMPLING, adaptive_alpha="published", epochs=2),

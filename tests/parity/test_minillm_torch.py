@@ -134,18 +134,20 @@ def test_a_step_follows_the_equations(params, normalizer, micro_batches):
     loss = METHOD.build(parts).loss
     rewards = sources.Rewards(SHARE, DISCOUNT)
     score = sources.Scorer(mesh, PAIR, frozen)
-    source = sources.RolloutBuffer(texts, corpus, score, rewards, mesh, round_steps=2, passes=2)
+    source = sources.RolloutBuffer(texts, score, rewards, mesh, round_steps=2, passes=2)
+    source = sources.BesideCorpus(source, corpus)
 
     state = init_state(old, optax.sgd(1.0), seed=0)
-    rollouts = source.next(state)
+    batch = source.next(state)
+    rollouts = batch.rows
     known = advantages_of(texts.batches[:2], old, teacher)
 
     # The oracle's loss and slope of the logits, carried to the parameters by the model itself.
     (zq, zp), pull = jax.vjp(lambda new: logits_of(new, teacher, rollouts.rows), new)
-    (corpus_zq, corpus_zp), corpus_pull = jax.vjp(lambda new: logits_of(new, teacher, rollouts.corpus), new)
+    (corpus_zq, corpus_zp), corpus_pull = jax.vjp(lambda new: logits_of(new, teacher, batch.corpus), new)
     zq_64, corpus_zq_64 = double(zq, grad=True), double(corpus_zq, grad=True)
     expected, clipped = equations(
-        zq_64, double(zp), rollouts.rows, known, corpus_zq_64, double(corpus_zp), rollouts.corpus, normalizer
+        zq_64, double(zp), rollouts.rows, known, corpus_zq_64, double(corpus_zp), batch.corpus, normalizer
     )
     expected.backward()
     slopes = (
@@ -156,7 +158,7 @@ def test_a_step_follows_the_equations(params, normalizer, micro_batches):
 
     step = make_train_step(loss, optax.sgd(1.0), micro_batches=micro_batches)
     with jax.set_mesh(mesh):
-        state, metrics = step(init_state(new, optax.sgd(1.0), seed=0), frozen, place_batch(mesh, rollouts, ROWS))
+        state, metrics = step(init_state(new, optax.sgd(1.0), seed=0), frozen, place_batch(mesh, batch, ROWS))
     means = metrics["sums"].means()
     assert means["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
     assert means["clipped"] == pytest.approx(clipped / means["tokens"], rel=1e-5) and 0 < clipped < means["tokens"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selecttkd_jax.data import Responses, Rollouts, Rows, eval_batches
+from selecttkd_jax.data import Responses, Rollouts, Rows, WithCorpus, eval_batches
 from selecttkd_jax.sharding import MeshConfig, make_mesh
 from selecttkd_jax.sources import RowPacker
 
@@ -52,8 +52,9 @@ def test_both_streams_have_as_many_sequences_and_skews_by_token(mesh):
 def test_rollouts_take_their_numbers_along(mesh):
     rows = batch_of(*(4,) * 8)
     numbers = [np.random.default_rng(seed).random((8, LENGTH)).astype(np.float32) for seed in range(3)]
-    packed = RowPacker(mesh, 8, 1)(Rollouts(rows, *numbers, corpus=batch_of(*(5,) * 8)))
+    packed = RowPacker(mesh, 8, 1)(WithCorpus(Rollouts(rows, *numbers), corpus=batch_of(*(5,) * 8)))
     assert packed.corpus.input_ids.shape == (3, LENGTH)
+    packed = packed.rows
     for found, given in zip((packed.old_log_prob, packed.importance, packed.advantage), numbers, strict=True):
         assert np.asarray(found)[0].tolist() == given[:4, :4].ravel().tolist()
 
