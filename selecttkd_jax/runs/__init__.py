@@ -5,6 +5,7 @@ from selecttkd_jax.runs._evaluate import evaluate
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
+from selecttkd_jax.runs._saved import is_run, open_run
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
@@ -34,9 +35,11 @@ __all__ = [
     "generate",
     "generate_from_server",
     "is_required",
+    "is_run",
     "join_hosts",
     "load_config",
     "model_shardings",
+    "open_run",
     "options_of",
     "save_config",
     "section_kinds",

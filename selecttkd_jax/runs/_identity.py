@@ -16,6 +16,7 @@ from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import Rows
 from selecttkd_jax.runs._config import RunConfig
+from selecttkd_jax.runs._saved import with_paths_of
 from selecttkd_jax.runs._toml import config_to_dict, load_config
 from selecttkd_jax.sources import EngineConfig
 from selecttkd_jax.training import Frozen, Pair, check_leaves, combine_checksums, latest_step, list_not_finite
@@ -142,6 +143,7 @@ def check_output(config: RunConfig, directory: Path) -> None:
         # Its steps were counted, and these are not yet.
         steps = dataclasses.replace(there.training, steps=config.training.steps)
         there = dataclasses.replace(there, training=steps)
+    there = with_paths_of(there, config)
     changed = differences(config_to_dict(there.resolved()), config_to_dict(config.resolved()))
     if changed:
         raise InputError(

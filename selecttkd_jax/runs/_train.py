@@ -16,10 +16,11 @@ from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
-from selecttkd_jax.metrics import MetricsWriter
+from selecttkd_jax.metrics import EventLog, MetricsWriter
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._engine import make_engine
+from selecttkd_jax.runs._environment import describe_environment
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
 from selecttkd_jax.runs._export import export
 from selecttkd_jax.runs._identity import (
@@ -32,8 +33,8 @@ from selecttkd_jax.runs._identity import (
 from selecttkd_jax.runs._load import load_teacher, trained_weights
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
+from selecttkd_jax.runs._saved import save_run
 from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
-from selecttkd_jax.runs._toml import save_config
 from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share, row_devices
 from selecttkd_jax.sources import EngineWriters, Recorder, RowPacker, Stored, Writers
 from selecttkd_jax.training import (
@@ -97,11 +98,11 @@ def train(config: RunConfig) -> Run:
     """
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform))
+    with jax.set_mesh(mesh), EventLog().listening() as events:
+        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform), events)
 
 
-def _train_on(mesh: Mesh, config: RunConfig) -> Run:
+def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     """What `train` does, in its order: check, load, build, resume, loop, export."""
     # Check everything before a weight is read or a file written.
     directory = expand_home(config.output)
@@ -121,7 +122,8 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
     if first:
         directory.mkdir(parents=True, exist_ok=True)
-        save_config(config, directory / "config.toml")
+        save_run(config, directory)
+    events.open(directory, writes=first)
 
     # Load.
     teacher = load_teacher(mesh, config, prepared.pair, prepared.held_out_rows, teacher_shardings)
@@ -172,6 +174,9 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         check_same_ingredients(made_with, identity, directory)
         method.source.set_state(position)
         logger.info("resuming from step %d", int(state.step))
+    began = int(state.step)
+    started = "start" if began == 0 else "resume"
+    events.tell(started, step=began, of=config.training.steps, **describe_environment(mesh))
 
     # Loop.
     held_out = make_held_out(mesh, config, pair, frozen, prepared.held_out_rows)
@@ -200,6 +205,9 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     finally:
         writer.close()
         checkpoints.close()
+
+    if began < int(state.step):
+        events.tell("finish", step=int(state.step))
 
     # Export.
     exported, adapter = export(config, directory, student, state.params, prepared.stop_ids)
