@@ -1,11 +1,11 @@
 """From a configuration to parts to the loop: the one way the command line and the experiments start anything."""
 
 from selecttkd_jax.runs._config import LoggingConfig, ModelsConfig, RunConfig
-from selecttkd_jax.runs._evaluate import evaluate
+from selecttkd_jax.runs._evaluate import evaluate, evaluate_students, trained_student
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
-from selecttkd_jax.runs._saved import is_run, open_run
+from selecttkd_jax.runs._saved import has_begun, is_run, open_run
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
@@ -32,8 +32,10 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "evaluate",
+    "evaluate_students",
     "generate",
     "generate_from_server",
+    "has_begun",
     "is_required",
     "is_run",
     "join_hosts",
@@ -47,4 +49,5 @@ __all__ = [
     "specify_evaluation",
     "specify_step",
     "train",
+    "trained_student",
 ]

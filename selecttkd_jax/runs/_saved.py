@@ -42,6 +42,12 @@ def is_run(directory: str | Path) -> bool:
     return (expand_home(directory) / CONFIG_FILE).is_file()
 
 
+def has_begun(directory: str | Path) -> bool:
+    """Whether a run was started in a directory: a configuration alone may lie anywhere."""
+    path = expand_home(directory)
+    return is_run(path) and any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "student"))
+
+
 def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of a run where it lies now.
 
@@ -53,21 +59,19 @@ def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise InputError(f"{directory} is no directory; name a run's, the output of selecttkd train")
     if not is_run(directory):
         raise InputError(f"{directory} is no run: it holds no {CONFIG_FILE}; name the output of selecttkd train")
-    config = load_config(directory / CONFIG_FILE, overrides)
-    there, here = os.path.abspath(expand_home(config.output)), os.path.abspath(directory)
     said = overrides or {}
-    if there != here:
-        for section, option in _INPUTS:
-            value = _get(config, section, option)
-            if option in said.get(section, {}) or value is None or not os.path.isabs(value) or os.path.exists(value):
-                continue
-            moved = os.path.abspath(os.path.join(here, os.path.relpath(value, there)))
-            if os.path.exists(moved):
-                logger.info(
-                    "%s.%s is no longer %s: taking %s, as near to the run as it was", section, option, value, moved
-                )
-                config = _set(config, section, option, moved)
-    return dataclasses.replace(config, output=here)
+    config = load_config(directory / CONFIG_FILE, said)
+    there = os.path.abspath(expand_home(load_config(directory / CONFIG_FILE).output))
+    here = os.path.abspath(directory)
+    for section, option in _INPUTS if there != here else ():
+        value = _get(config, section, option)
+        if option in said.get(section, {}) or value is None or not os.path.isabs(value) or os.path.exists(value):
+            continue
+        moved = os.path.abspath(os.path.join(here, os.path.relpath(value, there)))
+        if os.path.exists(moved):
+            logger.info("%s.%s is no longer %s: taking %s, where it was from the run", section, option, value, moved)
+            config = _set(config, section, option, moved)
+    return config if "output" in said else dataclasses.replace(config, output=here)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
