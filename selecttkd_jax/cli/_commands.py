@@ -9,6 +9,7 @@ COMMANDS = {
     "plan": "CONFIG.toml --target MACHINE: what a run needs of a machine, without the machine",
     "train": "CONFIG.toml|RUN [--section.field value ...]: distil, or resume the run that is there",
     "evaluate": "RUN [--student MODEL ...]: held-out KL, cross-entropy and acceptance rates of its student",
+    "export": "RUN [DIRECTORY] [--step N]: a checkpoint to a Hugging Face directory",
     "generate": "let a model answer prompts",
     "plot": "curves of a run",
     "completion": "a script with which bash or zsh completes commands and options",

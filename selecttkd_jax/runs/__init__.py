@@ -2,6 +2,7 @@
 
 from selecttkd_jax.runs._config import LoggingConfig, ModelsConfig, RunConfig
 from selecttkd_jax.runs._evaluate import evaluate, evaluate_students, trained_student
+from selecttkd_jax.runs._export import export_checkpoint
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
@@ -33,6 +34,7 @@ __all__ = [
     "config_to_dict",
     "evaluate",
     "evaluate_students",
+    "export_checkpoint",
     "generate",
     "generate_from_server",
     "has_begun",

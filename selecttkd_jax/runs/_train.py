@@ -18,11 +18,12 @@ from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
 from selecttkd_jax.metrics import EventLog, MetricsWriter
 from selecttkd_jax.progress import StepProgress
+from selecttkd_jax.runs._card import Scores
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._engine import make_engine
 from selecttkd_jax.runs._environment import describe_environment
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
-from selecttkd_jax.runs._export import export
+from selecttkd_jax.runs._export import export, held_out_numbers
 from selecttkd_jax.runs._identity import (
     agreed_facts,
     check_output,
@@ -210,16 +211,18 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
         events.tell("finish", step=int(state.step))
 
     # Export.
-    exported, adapter = export(config, directory, student, state.params, prepared.stop_ids)
-    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := _held_out_of(row))}
+    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := held_out_numbers(row))}
     last = int(state.step)
+    before, after = evaluated.get(0), evaluated[last] if last in evaluated else held_out(state.params)
+    scores = Scores(step=last, before=before, after=after)
+    exported, adapter = export(config, directory, student, state.params, prepared.stop_ids, scores)
     return Run(
         directory=directory,
         student=exported,
         adapter=adapter,
         metrics=directory / "metrics.jsonl",
-        before=evaluated.get(0),
-        after=evaluated[last] if last in evaluated else held_out(state.params),
+        before=before,
+        after=after,
         plots=_plot(directory) if first and writer.rows else [],
         measure="kl" if config.method.needs_teacher else "cross_entropy",
     )
@@ -255,10 +258,6 @@ def _explain(loss: Loss, frozen: Frozen, batch: Any) -> str:
     except Exception as error:  # it compiles a program, for which there may be no memory: then the number alone is told
         logger.debug("no explanation: %s", error)
         return ""
-
-
-def _held_out_of(row: dict[str, float]) -> dict[str, float]:
-    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
 
 
 def _plot(directory: Path) -> list[Path]:

@@ -145,7 +145,10 @@ def test_bad_options_are_named_in_one_line(words, expected, run_files, capsys):
     ("words", "expected"),
     [
         (["trian"], "did you mean 'train'?"),
-        (["train"], "CONFIG.toml|RUN is missing: a configuration file in TOML, or a run's directory (see selecttkd train --help)"),
+        (
+            ["train"],
+            "CONFIG.toml|RUN is missing: a configuration file in TOML, or a run's directory (see selecttkd",
+        ),
         (["train", "nowhere.toml"], "nowhere.toml does not exist"),
         (["plot", "nowhere"], "no metrics.jsonl"),
         (["convert", "nowhere.gguf", "out"], "nowhere.gguf"),

@@ -72,3 +72,66 @@ def test_a_run_without_a_student_says_what_there_is(finished, capsys, tmp_path):
     line = refused(capsys, "evaluate", young)
     assert "has no student yet; its newest checkpoint is of step 6: selecttkd export" in line
     assert "is no run" in refused(capsys, "evaluate", Path(tmp_path))
+
+
+def test_the_last_checkpoint_exports_to_the_student_byte_for_byte(finished, capsys, tmp_path):
+    assert "exports/step-8" in printed(capsys, "export", finished.directory)
+    there = finished.directory / "exports/step-8"
+    assert {path.name for path in there.iterdir()} == {path.name for path in finished.student.iterdir()}
+    for path in finished.student.iterdir():
+        assert (there / path.name).read_bytes() == path.read_bytes(), path.name
+    printed(capsys, "export", finished.directory, tmp_path / "six", "--step", "6")
+    assert (tmp_path / "six/model.safetensors").read_bytes() != (there / "model.safetensors").read_bytes()
+    assert "6 of 8" in (tmp_path / "six/README.md").read_text()
+
+
+def test_an_export_of_what_is_not_there_says_what_is(finished, capsys, tmp_path):
+    line = refused(capsys, "export", finished.directory, "--step", "7")
+    assert "holds no checkpoint of step 7: there are those of the steps 6, 8" in line
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert "thesis.tex, which is not a model's file" in refused(capsys, "export", finished.directory, tmp_path)
+
+
+def test_a_card_that_somebody_wrote_is_not_replaced(finished, capsys, tmp_path):
+    printed(capsys, "export", finished.directory, tmp_path / "out")
+    printed(capsys, "export", finished.directory, tmp_path / "out")
+    (tmp_path / "out/README.md").write_text("# My own words\n")
+    assert "README.md, which is not a model's file" in refused(capsys, "export", finished.directory, tmp_path / "out")
+
+
+def test_the_card_says_where_the_student_comes_from(finished, config):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(finished.student / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert "selecttkd" in card.data.tags and "knowledge-distillation" in card.data.tags
+    assert card.data.base_model is None and card.data.license is None  # a local model without a card: nothing is known
+    assert "distilled from teacher" in card.text and "`rows.jsonl`" in card.text
+    assert "`skew_kl`" in card.text or "divergence = skew_kl" in card.text
+    assert f"{finished.before['kl']:.4f} | {finished.after['kl']:.4f}" in card.text
+    assert str(Path(config.models.teacher).parent) not in card.content  # no path of this machine
+
+
+def test_a_license_is_taken_from_the_sources_card_and_never_invented(finished, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from selecttkd_jax import models
+
+    base = tmp_path / "base"
+    printed_card = "---\nlicense: other\nlicense_name: our-license\nbase_model: owner/big\n---\n# Base\n"
+    base.mkdir()
+    for path in finished.student.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    (base / "README.md").write_text(printed_card)
+    origin = models.find_origin(base)
+    assert origin == models.Origin("base", "owner/big", {"license": "other", "license_name": "our-license"})
+    card = ModelCard(models.write_card("Title: with a colon", "Text.", origin))
+    assert card.data.base_model == "owner/big" and card.data.license_name == "our-license"
+    for broken in (
+        "---\nlicense: [\n---\n",
+        "---\nlicense: {a: 1}\n---\n",
+        "no front matter",
+        "---\n!!python/object:os.system x\n---\n",
+    ):
+        (base / "README.md").write_text(broken)
+        assert models.find_origin(base).license == {}
