@@ -16,6 +16,7 @@ from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax._provenance import describe_library
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._toml import load_config, save_config
+from selecttkd_jax.training import latest_step
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,12 @@ def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) 
         raise InputError(f"{directory} is no run: it holds no {CONFIG_FILE}; name the output of selecttkd train")
     said = overrides or {}
     config = load_config(directory / CONFIG_FILE, said)
+    length = said.get("training", {})
+    if config.training.epochs is not None and "steps" in length and "epochs" not in length:
+        raise InputError(
+            f"the run in {directory} counts its steps by epochs, of which it has {config.training.epochs:g}; give "
+            "--training.epochs instead of --training.steps"
+        )
     there = os.path.abspath(expand_home(load_config(directory / CONFIG_FILE).output))
     here = os.path.abspath(directory)
     for section, option in _INPUTS if there != here else ():
@@ -72,6 +79,13 @@ def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) 
             logger.info("%s.%s is no longer %s: taking %s, where it was from the run", section, option, value, moved)
             config = _set(config, section, option, moved)
     return config if "output" in said else dataclasses.replace(config, output=here)
+
+
+def recorded_steps(directory: Path) -> int | None:
+    """The steps of the whole run that has checkpoints in a directory; None where there is none."""
+    if latest_step(directory / "checkpoints") is None or not is_run(directory):
+        return None
+    return load_config(directory / CONFIG_FILE).training.steps
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

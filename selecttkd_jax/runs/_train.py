@@ -24,6 +24,7 @@ from selecttkd_jax.runs._engine import make_engine
 from selecttkd_jax.runs._environment import describe_environment
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
 from selecttkd_jax.runs._export import export, held_out_numbers
+from selecttkd_jax.runs._extension import describe_extension
 from selecttkd_jax.runs._identity import (
     agreed_facts,
     check_output,
@@ -34,7 +35,7 @@ from selecttkd_jax.runs._identity import (
 from selecttkd_jax.runs._load import load_teacher, trained_weights
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
-from selecttkd_jax.runs._saved import save_run
+from selecttkd_jax.runs._saved import recorded_steps, save_run
 from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share, row_devices
 from selecttkd_jax.sources import EngineWriters, Recorder, RowPacker, Stored, Writers
@@ -121,6 +122,7 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
         rows_by_name["rows of the student's responses"] = prepared.student_rows
     ingredients = describe_ingredients(prepared.pair, prepared.tokenizer, prepared.stop_ids, rows_by_name)
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
+    recorded = recorded_steps(directory)
     if first:
         directory.mkdir(parents=True, exist_ok=True)
         save_run(config, directory)
@@ -177,6 +179,10 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
         logger.info("resuming from step %d", int(state.step))
     began = int(state.step)
     started = "start" if began == 0 else "resume"
+    if began and recorded is not None and recorded < config.training.steps:
+        said, same = describe_extension(config, recorded, began)
+        (logger.info if same else logger.warning)("%s", said)
+        started = "extend"
     events.tell(started, step=began, of=config.training.steps, **describe_environment(mesh))
 
     # Loop.
