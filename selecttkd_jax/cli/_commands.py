@@ -10,6 +10,8 @@ COMMANDS = {
     "train": "CONFIG.toml|RUN [--section.field value ...]: distil, or resume the run that is there",
     "evaluate": "RUN [--student MODEL ...]: held-out KL, cross-entropy and acceptance rates of its student",
     "export": "RUN [DIRECTORY] [--step N]: a checkpoint to a Hugging Face directory",
+    "report": "RUN [RUN ...]: one HTML file with settings, curves, samples and events",
+    "compare": "RUN RUN ...: their held-out numbers, time and differing options side by side",
     "generate": "let a model answer prompts",
     "plot": "curves of a run",
     "completion": "a script with which bash or zsh completes commands and options",

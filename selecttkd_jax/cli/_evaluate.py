@@ -70,9 +70,10 @@ class Evaluate:
 
 def _print_table(students: list[str], found: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table("held-out", *students)
+    table = Table("held-out", *(Column(Text(student), overflow="fold") for student in students))
     for name in dict.fromkeys(name for numbers in found for name in numbers):
         values = [numbers.get(name) for numbers in found]
         shown = ["" if value is None else f"{value:,.0f}" if name == "tokens" else f"{value:.4f}" for value in values]
