@@ -36,10 +36,12 @@ def draw_curves(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
             figures.append(figure(title, chart, legend([(one.name, one.color) for one in series])))
             continue
         for metric in metrics:
+            if metric == "held_out/teacher_cross_entropy":  # the teacher is the same one all along
+                continue
             series = [
                 _series(run, metric, name, number) for number, (run, name) in enumerate(zip(runs, names, strict=True))
             ]
-            about = title if len(metrics) == 1 else f"{title}: {_label(metric)}"
+            about = title if len(patterns) == 1 else f"{title}: {_label(metric)}"
             figures.append(figure(about, line_chart(series, about, share=bool(_SHARES.search(metric)))))
     return "".join(figures)
 

@@ -26,10 +26,10 @@ h3 { font-size: .9rem; font-weight: 600; margin: 0 0 .3rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); }
 code, pre, td { font-variant-numeric: tabular-nums; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .tile, figure, .sample { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.25rem; font-weight: 600; }
+.tile b { display: block; font-size: 1.15rem; font-weight: 600; white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }
 figure { margin: 0; min-width: 0; } svg { display: block; width: 100%; height: auto; }
 svg .grid { stroke: var(--grid); } svg .axis { fill: var(--soft); font-size: 11px; }
@@ -42,7 +42,7 @@ svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; min-width: 40%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; max-width: 34rem; }
-thead th { color: var(--soft); font-weight: 600; } td:first-child { white-space: nowrap; }
+thead th { color: var(--soft); font-weight: 600; min-width: 5.5rem; } td:first-child { white-space: nowrap; }
 details { margin: .7rem 0; } summary { cursor: pointer; color: var(--soft); }
 .sample { margin: .7rem 0; } .sample pre { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .prompt { color: var(--soft); }

@@ -12,12 +12,26 @@ from selecttkd_jax.reporting._compare import Comparison, compare, in_hours, in_w
 from selecttkd_jax.reporting._curves import draw_curves, draw_positions
 from selecttkd_jax.reporting._html import details, escape, legend, page, section, table
 from selecttkd_jax.reporting._record import RunRecord
-from selecttkd_jax.reporting._svg import short_number
+from selecttkd_jax.reporting._svg import MOST_POINTS, short_number
 
 _GENERATOR = "selecttkd_jax"
 _SAMPLES = 6  # shown of a run; as many again on request
 _EVENTS = 200
 _REJECTED = 0.5  # acceptance below which a token is marked, as in samples.jsonl
+# Options that are read first; those of the method, the objective and adapters are, too.
+_FIRST = (
+    "seed",
+    "models.teacher",
+    "models.student",
+    "data.train",
+    "data.held_out",
+    "data.batch_size",
+    "data.max_length",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "training.steps",
+    "training.epochs",
+)
 _STARTS = ("start", "resume", "extend")
 
 
@@ -50,8 +64,8 @@ def render(runs: Sequence[RunRecord]) -> str:
         _tiles(runs[0]) if not several else "",
         section("Side by side", table(("", *names), _rows(compared, options=False))) if several else "",
         section("Settings", _settings(runs, compared)),
-        section("Curves", _figures(draw_curves(runs, names), names if several else [])),
-        section("Acceptance by position", _figures(draw_positions(runs, names), [])),
+        section("Curves", _figures(draw_curves(runs, names), names if several else [], _means(runs))),
+        section("Acceptance by position", _figures(draw_positions(runs, names))),
         section("Samples", "".join(_samples(run, name, several) for run, name in zip(runs, names, strict=True))),
         section("Events", "".join(_events(run, name, several) for run, name in zip(runs, names, strict=True))),
         section("Environment", _environment(runs, names)),
@@ -82,13 +96,14 @@ def _tiles(run: RunRecord) -> str:
             change = f"{after[name]:.3f}"
             if name in before and last > first:
                 change = f"{before[name]:.3f} → {change}"
-            tiles.append((change, f"{label}, step {first} → {last}" if last > first else label))
+            tiles.append((change, label))
     tiles.append((in_hours(run.seconds), "in steps"))
     pace = [row["tokens_per_second"] for row in run.rows if "tokens_per_second" in row]
     if pace:
         tiles.append((short_number(sorted(pace)[len(pace) // 2]), "tokens a second (median)"))
     shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(label)}</div>' for value, label in tiles)
-    return f'<div class="tiles">{shown}</div>'
+    when = f"Held-out numbers of step {first} → step {last}." if last > first else f"Held-out numbers of step {last}."
+    return f'<div class="tiles">{shown}</div><p class="soft">{when}</p>'
 
 
 def _rows(compared: Comparison, *, options: bool) -> list[list[str]]:
@@ -99,18 +114,25 @@ def _settings(runs: Sequence[RunRecord], compared: Comparison) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     everything = [[name, *(in_words(run.options.get(name)) for run in runs)] for name in names]
     if len(runs) == 1:
-        return details(f"all {len(names)} options", table(("option", "value"), everything))
+        first = [row for row in everything if row[0] in _FIRST or row[0].startswith(("method.", "objective.", "lora."))]
+        return table((), first) + details(f"all {len(names)} options", table((), everything))
     differing = table(("option", *compared.names), _rows(compared, options=True))
     if not differing:
         differing = "<p>All options are the same.</p>"
     return differing + details(f"all {len(names)} options", table(("option", *compared.names), everything))
 
 
-def _figures(figures: str, names: Sequence[str]) -> str:
+def _figures(figures: str, names: Sequence[str] = (), note: str = "") -> str:
     if not figures:
         return ""
     shared = legend([(name, number) for number, name in enumerate(names)])
-    return f'{shared}<div class="figures">{figures}</div>'
+    return f'{shared}<div class="figures">{figures}</div>{note}'
+
+
+def _means(runs: Sequence[RunRecord]) -> str:
+    """How many steps a point of a long run stands for."""
+    size = max((-(-len(run.rows) // MOST_POINTS) for run in runs), default=1)
+    return f'<p class="soft">Lines without marks are means of {size} steps.</p>' if size > 1 else ""
 
 
 def _samples(run: RunRecord, name: str, several: bool) -> str:

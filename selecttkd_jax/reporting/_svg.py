@@ -10,7 +10,8 @@ COLORS = 8
 
 _WIDTH, _HEIGHT = 380, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
-_MOST_POINTS = 300
+MOST_POINTS = 300
+"""Of a line; a longer one is drawn as means of neighbours."""
 
 Point = tuple[float, float]
 
@@ -41,15 +42,16 @@ def line_chart(series: Sequence[Series], label: str, x_label: str = "step", *, s
         x_label: Of the horizontal axis.
         share: Whether y is a share, from 0 to 1; else the axis begins at 0, or below where a value is.
     """
-    drawn = [(one, kept) for one in series if (kept := thin(_finite(one.points)))]
-    if not drawn:
+    known = [(one, points) for one in series if (points := _finite(one.points))]
+    if not known:
         return ""
+    # From the beginning, which not every line has, so that charts beside each other have one axis.
+    x_low, x_high = 0.0, max(1.0, *(x for _, points in known for x, _ in points))
+    drawn = [(one, thin(points)) for one, points in known]
     points = [point for _, kept in drawn for point in kept]
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     y_low, y_high = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
     if share:
         y_low, y_high = min(0.0, y_low), max(1.0, y_high)
-    x_high = x_high if x_high > x_low else x_low + 1
     y_ticks = nice_ticks(y_low, y_high if y_high > y_low else y_low + 1)
     y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
 
@@ -62,7 +64,7 @@ def line_chart(series: Sequence[Series], label: str, x_label: str = "step", *, s
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}">',
         *(_y_tick(down(tick), tick) for tick in y_ticks),
-        *(_x_tick(across(tick), tick) for tick in nice_ticks(x_low, x_high, whole=True) if x_low <= tick <= x_high),
+        *(_x_tick(across(tick), tick) for tick in nice_ticks(x_low, x_high, 5, whole=True) if x_low <= tick <= x_high),
         f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 3}" text-anchor="middle">'
         f"{html.escape(x_label)}</text>",
     ]
@@ -77,7 +79,7 @@ def line_chart(series: Sequence[Series], label: str, x_label: str = "step", *, s
     return "".join([*parts, "</svg>"])
 
 
-def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     """Not more than `most` points: means of as many neighbours as that takes.
 
     Example:
@@ -91,7 +93,7 @@ def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+def nice_ticks(low: float, high: float, count: int = 6, *, whole: bool = False) -> list[float]:
     """About `count` round numbers from at most `low` to at least `high`: multiples of 1, 2 or 5 times a power of ten.
 
     Example:
