@@ -12,6 +12,7 @@ COMMANDS = {
     "export": "RUN [DIRECTORY] [--step N]: a checkpoint to a Hugging Face directory",
     "report": "RUN [RUN ...]: one HTML file with settings, curves, samples and events",
     "compare": "RUN RUN ...: their held-out numbers, time and differing options side by side",
+    "push": "RUN|DIRECTORY NAME: a student to the Hugging Face hub, private unless --public",
     "generate": "let a model answer prompts",
     "plot": "curves of a run",
     "completion": "a script with which bash or zsh completes commands and options",

@@ -14,6 +14,7 @@ from selecttkd_jax.models._pretrained import Pretrained, logits
 from selecttkd_jax.models._prune import evenly_spaced_layers, prune_layers
 from selecttkd_jax.models._unstack import unstack_layers
 from selecttkd_jax.models.files._card import Origin, describe_loading, find_origin, pruned_card, write_card
+from selecttkd_jax.models.files._companions import MODEL_FILES
 from selecttkd_jax.models.files._fingerprint import fingerprint_files
 from selecttkd_jax.models.files._gguf import convert_gguf
 from selecttkd_jax.models.files._hf_config import decoder_config, hf_config
@@ -27,6 +28,7 @@ __all__ = [
     "DecoderConfig",
     "KVCache",
     "LoraConfig",
+    "MODEL_FILES",
     "Origin",
     "Pretrained",
     "REMATS",

@@ -6,6 +6,7 @@ from selecttkd_jax.runs._export import export_checkpoint
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
+from selecttkd_jax.runs._push import push
 from selecttkd_jax.runs._saved import has_begun, is_run, open_run
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
@@ -45,6 +46,7 @@ __all__ = [
     "model_shardings",
     "open_run",
     "options_of",
+    "push",
     "save_config",
     "section_kinds",
     "specify_decoding",

@@ -94,7 +94,13 @@ def test_neither_jax_nor_matplotlib_is_needed(tmp_path):
 
 
 def test_nothing_of_a_run_is_taken_for_markup_and_nothing_is_loaded(tmp_path):
-    sample = {"step": 4, "by": HOSTILE, "prompt": HOSTILE, "tokens": [HOSTILE, f"good {HOSTILE}"], "acceptance": [0.1, 0.9]}
+    sample = {
+        "step": 4,
+        "by": HOSTILE,
+        "prompt": HOSTILE,
+        "tokens": [HOSTILE, f"good {HOSTILE}"],
+        "acceptance": [0.1, 0.9],
+    }
     broken = {"step": 4, "by": "student", "prompt": "p", "marked": HOSTILE, "tokens": ["a"], "acceptance": []}
     event = {"time": HOSTILE, "event": "warning", "message": HOSTILE}
     start = {"time": "2026-01-01T00:00:00", "event": "start", "packages": {HOSTILE: HOSTILE}, "devices": HOSTILE}
