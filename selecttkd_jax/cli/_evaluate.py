@@ -55,7 +55,7 @@ class Evaluate:
         of_run = target if target.is_dir() else target.parent
         said = self.overrides.get("models", {}).get("student")
         students = list(self.student) or ([said] if said else [])
-        if target.is_dir() or (target.name == "config.toml" and runs.has_begun(of_run)):
+        if target.is_dir() or (target.name == "config.toml" and runs.is_run(of_run)):
             config = load_run(of_run, self.overrides, "evaluate")
             return config, students or [runs.trained_student(of_run)]
         config = load(target, self.overrides, "evaluate")

@@ -63,6 +63,6 @@ class EventLog(logging.Handler):
         elif self._writes:
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(f"{json.dumps(event, ensure_ascii=False)}\n")
+                    file.write(f"{json.dumps(event)}\n")
             except OSError:  # a full disk stops the run where its numbers are written, not here
                 return

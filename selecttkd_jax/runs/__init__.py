@@ -7,7 +7,7 @@ from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
 from selecttkd_jax.runs._push import push
-from selecttkd_jax.runs._saved import has_begun, is_run, open_run
+from selecttkd_jax.runs._saved import is_run, open_run
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
@@ -38,7 +38,6 @@ __all__ = [
     "export_checkpoint",
     "generate",
     "generate_from_server",
-    "has_begun",
     "is_required",
     "is_run",
     "join_hosts",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from selecttkd_jax import data, models
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
-from selecttkd_jax._outside_files import expand_home
+from selecttkd_jax._outside_files import expand_home, read_json_object
 from selecttkd_jax.metrics import Row, read_metrics
 from selecttkd_jax.runs._card import Scores, student_card
 from selecttkd_jax.runs._config import RunConfig
@@ -68,8 +68,7 @@ def export_checkpoint(
     if config.lora is not None:
         models.check_replaceable(beside)
     decoder, hf_config = models.read_config(config.models.student)
-    leading = config.models.student if config.models.teacher is None else config.models.teacher
-    stop_ids = data.stop_ids(data.load_tokenizer(leading), leading)
+    stop_ids = _read_stop_ids(config, output / "student" / "generation_config.json")
 
     draw = jax.eval_shape(partial(models.init_params, decoder), jax.random.key(0))
     template = draw
@@ -122,6 +121,22 @@ def _write(
     save_student(config, student, trained, exported, stop_ids=stop_ids, dtype=dtype, card=card)
     logger.info("student exported to %s", exported)
     return exported, adapter
+
+
+def _read_stop_ids(config: RunConfig, exported: Path) -> tuple[int, ...]:
+    """Where rows end, by the leading model's tokenizer; once that is gone, by what an earlier export has written."""
+    leading = config.models.student if config.models.teacher is None else config.models.teacher
+    try:
+        return data.stop_ids(data.load_tokenizer(leading), leading)
+    except InputError as error:
+        if not exported.is_file():
+            raise
+        ids = read_json_object(exported).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [ids]
+        if not ids or not all(isinstance(index, int) for index in ids):
+            raise
+        logger.warning("%s; where an answer ends is taken from %s", error, exported)
+        return tuple(ids)
 
 
 def _check_base(config: RunConfig, base: Params, identity: dict[str, Any]) -> None:

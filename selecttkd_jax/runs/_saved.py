@@ -39,14 +39,10 @@ def save_run(config: RunConfig, directory: Path) -> None:
 
 
 def is_run(directory: str | Path) -> bool:
-    """Whether a directory is a run's, or looks like one."""
-    return (expand_home(directory) / CONFIG_FILE).is_file()
-
-
-def has_begun(directory: str | Path) -> bool:
-    """Whether a run was started in a directory: a configuration alone may lie anywhere."""
+    """Whether a run was started in a directory; a `config.toml` and models alone may lie in any folder of a project."""
     path = expand_home(directory)
-    return is_run(path) and any((path / name).exists() for name in ("metrics.jsonl", "checkpoints", "student"))
+    begun = ("metrics.jsonl", "events.jsonl", "checkpoints")
+    return (path / CONFIG_FILE).is_file() and any((path / name).exists() for name in begun)
 
 
 def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -59,7 +55,9 @@ def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) 
     if not directory.is_dir():
         raise InputError(f"{directory} is no directory; name a run's, the output of selecttkd train")
     if not is_run(directory):
-        raise InputError(f"{directory} is no run: it holds no {CONFIG_FILE}; name the output of selecttkd train")
+        raise InputError(
+            f"{directory} is no run: it lacks {CONFIG_FILE} or metrics.jsonl; name the output of selecttkd train"
+        )
     said = overrides or {}
     config = load_config(directory / CONFIG_FILE, said)
     length = said.get("training", {})

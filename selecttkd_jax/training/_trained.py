@@ -49,7 +49,8 @@ def read_trained(directory: Path, step: int, template: Params) -> Trained:
         raise InputError(f"{directory} holds no checkpoint of step {step}: {have}")
     try:
         record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "record")
-        saved = list_shapes(ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree["params"])
+        metadata = ocp.PyTreeCheckpointHandler().metadata(folder / "state")  # pyright: ignore[reportArgumentType]
+        saved = list_shapes(metadata.tree["params"])
     except Exception as error:  # whatever Orbax and its storage make of bytes that are not theirs
         raise InputError(f"{folder} cannot be read ({type(error).__name__}); take another step") from error
     if not isinstance(record, dict) or record.pop("checksum", None) != checksum_record(record):

@@ -92,6 +92,18 @@ def test_an_export_of_what_is_not_there_says_what_is(finished, capsys, tmp_path)
     assert "thesis.tex, which is not a model's file" in refused(capsys, "export", finished.directory, tmp_path)
 
 
+def test_the_teacher_may_be_gone(finished, tmp_path, caplog):
+    from dataclasses import replace
+
+    run = runs.open_run(finished.directory)
+    run = replace(run, models=replace(run.models, teacher=str(tmp_path / "gone")))
+    student, _ = runs.export_checkpoint(run, 8, tmp_path / "out")
+    for path in finished.student.iterdir():
+        assert path.name == "README.md" or (student / path.name).read_bytes() == path.read_bytes(), path.name
+    assert "distilled from gone" in (student / "README.md").read_text()
+    assert "where an answer ends is taken from" in caplog.text
+
+
 def test_a_card_that_somebody_wrote_is_not_replaced(finished, capsys, tmp_path):
     printed(capsys, "export", finished.directory, tmp_path / "out")
     printed(capsys, "export", finished.directory, tmp_path / "out")

@@ -107,5 +107,6 @@ def test_epochs_may_grow_and_a_method_of_epochs_may_not(config):
 def test_steps_of_a_run_that_counts_epochs_are_refused(short, tmp_path):
     text = (short.directory / "config.toml").read_text()
     (tmp_path / "config.toml").write_text(text.replace("[training]\n", "[training]\nepochs = 2.0\n"))
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(InputError, match="give --training.epochs instead"):
         runs.open_run(Path(tmp_path), {"training": {"steps": 20}})

@@ -115,7 +115,8 @@ def test_a_model_s_files_go_to_a_private_repository_and_nothing_else_does(hub, s
 
 def test_of_a_run_the_student_goes(hub, student, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.toml").write_text("")
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_text("")
     assert main(["push", str(tmp_path / "run"), "me/small"]) == 2
     assert "neither a student nor a checkpoint" in capsys.readouterr().err
     (tmp_path / "run/student").symlink_to(student)

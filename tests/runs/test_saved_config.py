@@ -102,7 +102,7 @@ def test_names_on_the_hub_stay_names(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="is no directory"):
         runs.open_run(tmp_path / "nothing")
-    with pytest.raises(InputError, match="holds no config.toml"):
+    with pytest.raises(InputError, match="is no run: it lacks"):
         runs.open_run(tmp_path)
 
 

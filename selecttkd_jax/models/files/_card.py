@@ -80,7 +80,9 @@ def write_card(
         library_name=library,
         pipeline_tag="text-generation",
         tags=["selecttkd", *tags],
-        **origin.license,
+        license=origin.license.get("license"),
+        license_name=origin.license.get("license_name"),
+        license_link=origin.license.get("license_link"),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{CARD_MARK}\n\n# {title}\n\n{body.strip()}\n"
 
