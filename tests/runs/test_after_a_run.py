@@ -100,7 +100,8 @@ def test_the_teacher_may_be_gone(finished, tmp_path, caplog):
     student, _ = runs.export_checkpoint(run, 8, tmp_path / "out")
     for path in finished.student.iterdir():
         assert path.name == "README.md" or (student / path.name).read_bytes() == path.read_bytes(), path.name
-    assert "distilled from gone" in (student / "README.md").read_text()
+    card = (student / "README.md").read_text()
+    assert "distilled from gone" in card and str(tmp_path) not in card
     assert "where an answer ends is taken from" in caplog.text
 
 
@@ -122,6 +123,18 @@ def test_the_card_says_where_the_student_comes_from(finished, config):
     assert "`skew_kl`" in card.text or "divergence = skew_kl" in card.text
     assert f"{finished.before['kl']:.4f} | {finished.after['kl']:.4f}" in card.text
     assert str(Path(config.models.teacher).parent) not in card.content  # no path of this machine
+
+
+@pytest.mark.torch
+def test_what_the_card_says_of_loading_runs(finished, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    import re
+
+    (code,) = re.findall(r"```python\n(.*?)```", (finished.student / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(finished.student)
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_a_license_is_taken_from_the_sources_card_and_never_invented(finished, tmp_path):

@@ -33,7 +33,8 @@ class Origin:
 def find_origin(path_or_hub_name: str | Path) -> Origin:
     """What is known of a model: nothing of it is guessed."""
     path = expand_home(path_or_hub_name)
-    local = path.is_dir()
+    # One that is gone is a path still, and no name for others.
+    local = path.is_dir() or path.is_absolute() or str(path_or_hub_name).startswith(".") or len(path.parts) > 2
     try:
         directory = locate(path_or_hub_name, weights=False)
         card = read_front_matter(resolve_inside(directory, CARD, directory))
