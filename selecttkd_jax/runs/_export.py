@@ -132,11 +132,11 @@ def _read_stop_ids(config: RunConfig, exported: Path) -> tuple[int, ...]:
         if not exported.is_file():
             raise
         ids = read_json_object(exported).get("eos_token_id")
-        ids = ids if isinstance(ids, list) else [ids]
-        if not ids or not all(isinstance(index, int) for index in ids):
+        known = [index for index in (ids if isinstance(ids, list) else [ids]) if isinstance(index, int)]
+        if not known:
             raise
         logger.warning("%s; where an answer ends is taken from %s", error, exported)
-        return tuple(ids)
+        return tuple(known)
 
 
 def _check_base(config: RunConfig, base: Params, identity: dict[str, Any]) -> None:
