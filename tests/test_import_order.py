@@ -10,9 +10,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "selecttkd_jax"
 ROOMS = [
-    *("_errors", "_outside_files", "_extras", "_checks", "_array_types", "_mesh_axes", "compilation"),
+    *("_errors", "_outside_files", "_extras", "_provenance", "_checks", "_array_types", "_mesh_axes", "compilation"),
     *("losses", "selection", "distill"),
-    *("sharding", "models", "data", "generation", "metrics", "plotting", "progress", "training", "sources", "methods"),
+    *(
+        "sharding",
+        "models",
+        "data",
+        "generation",
+        "metrics",
+        "plotting",
+        "progress",
+        "reporting",
+        "training",
+        "sources",
+        "methods",
+    ),
     *("evaluation", "runs", "planning", "cli", "__main__"),
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

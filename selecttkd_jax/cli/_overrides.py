@@ -26,6 +26,15 @@ def load(path: Path, overrides: dict[str, Any], command: str) -> RunConfig:
         raise InputError(f"{error} (see selecttkd {command} --help)") from error
 
 
+def load_run(directory: Path, overrides: dict[str, Any], command: str) -> RunConfig:
+    """The configuration of a run, where it lies now, with what was said on the command line."""
+    said = _without_empty(overrides)
+    try:
+        return runs.open_run(directory, said)
+    except InputError as error:
+        raise InputError(f"{error} (see selecttkd {command} --help)") from error
+
+
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
     """What was said: a section that nothing was said of is an empty dictionary, at any depth."""
     pruned = {name: _without_empty(value) if isinstance(value, dict) else value for name, value in values.items()}

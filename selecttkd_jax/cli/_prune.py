@@ -35,7 +35,7 @@ class Prune:
         config, _ = models.read_config(self.model)
         layers = self.layers or models.evenly_spaced_layers(config.num_layers, self.keep or 0)
         pruned = models.prune_layers(models.from_pretrained(self.model), layers)
-        models.save_pretrained(self.directory, pruned)
+        models.save_pretrained(self.directory, pruned, card=models.pruned_card(self.model, layers, config.num_layers))
         print(
             f"{self.directory}: layers {', '.join(map(str, layers))} of {config.num_layers}, "
             f"{models.count_params(pruned.params) / 1e6:.1f} M parameters"

@@ -2,10 +2,14 @@
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from selecttkd_jax import runs
-from selecttkd_jax.cli._arguments import ConfigFile, HostOptions, SeveralHosts
-from selecttkd_jax.cli._overrides import Overrides, load
+from selecttkd_jax.cli._arguments import HostOptions, SeveralHosts
+from selecttkd_jax.cli._overrides import Overrides, load, load_run
 from selecttkd_jax.progress import HELD_OUT
 
 logger = logging.getLogger(__name__)
@@ -15,18 +19,22 @@ logger = logging.getLogger(__name__)
 class Train:
     """Distil the student of CONFIG.toml from its teacher, or resume the run in its output directory.
 
-    The file has the sections below; on the command line an option is --section.field value, and may supply what the
-    file lacks. Without a [lora] section (or a --lora option) all weights of the student are trained.
+    RUN, a run's directory, resumes; with a larger --training.steps it goes on after its end. A file has the sections
+    below; on the command line an option is --section.field value, and may supply what the file lacks. Without a [lora]
+    section (or a --lora option) all weights of the student are trained.
     """
 
-    config: ConfigFile
-    """A configuration file in TOML."""
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml|RUN")]
+    """A configuration file in TOML, or a run's directory."""
     hosts: SeveralHosts = HostOptions()
     overrides: Overrides = field(default_factory=dict)
 
     def run(self) -> int:
         """Trains; the last line warns where the student got worse."""
-        config = load(self.config, self.overrides, "train")
+        if runs.is_run(self.config):
+            config = load_run(self.config, self.overrides, "train")
+        else:
+            config = load(self.config, self.overrides, "train")
         logger.debug("%s", config)
         first = self.hosts.join(config.mesh.host_timeout)
         finished = runs.train(config)

@@ -82,6 +82,11 @@ class Server:
             raise InputError(f"the environment variable {self.key_variable} holds what no API key can")
         return headers | {"Authorization": f"Bearer {key}"}
 
+    def without_key(self, text: str) -> str:
+        """What others say, without the key that they may repeat."""
+        key = "" if self.key_variable is None else os.environ.get(self.key_variable, "").strip()
+        return text.replace(key, "***") if key else text
+
 
 class Answer(NamedTuple):
     """What a server answered.
@@ -268,8 +273,7 @@ def _post(server: Server, path: str, body: bytes, source: str) -> bytes:
         raise _Passing(f"{type(error).__name__}: {first_line(error)[:200]}") from None
     if response.status == 200:
         return content
-    key = headers.get("Authorization", "").removeprefix("Bearer ")
-    said = f"{response.status} {response.reason}: {_message_of(content, key)}"
+    said = f"{response.status} {server.without_key(str(response.reason))}: {_message_of(content, server)}"
     if response.status in _PASSING or response.status >= 500:
         raise _Passing(said, _seconds(response.headers.get("Retry-After")))
     raise InputError(f"{server.url} refuses {source}: {said}")
@@ -301,10 +305,10 @@ def _read_answer(content: bytes) -> Answer:
     return Answer(text, reason not in _ENDED, reason)
 
 
-def _message_of(content: bytes, key: str) -> str:
+def _message_of(content: bytes, server: Server) -> str:
     """What a server says of an error, in a line, without the key that it may repeat."""
     text = content.decode("utf-8", "replace")
-    text = text.replace(key, "***") if key else text
+    text = server.without_key(text)
     try:
         said = json.loads(text)
         for name in ("error", "message", "detail"):

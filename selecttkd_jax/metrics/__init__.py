@@ -1,5 +1,6 @@
 """The writers of a run's numbers."""
 
+from selecttkd_jax.metrics._events import EVENTS_FILE, Event, EventLog
 from selecttkd_jax.metrics._writers import MetricsWriter, Row, read_metrics
 
-__all__ = ["MetricsWriter", "Row", "read_metrics"]
+__all__ = ["EVENTS_FILE", "Event", "EventLog", "MetricsWriter", "Row", "read_metrics"]

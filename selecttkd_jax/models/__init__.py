@@ -13,11 +13,13 @@ from selecttkd_jax.models._placement import logical_axes, shardings
 from selecttkd_jax.models._pretrained import Pretrained, logits
 from selecttkd_jax.models._prune import evenly_spaced_layers, prune_layers
 from selecttkd_jax.models._unstack import unstack_layers
+from selecttkd_jax.models.files._card import Origin, describe_loading, find_origin, pruned_card, write_card
+from selecttkd_jax.models.files._companions import MODEL_FILES
 from selecttkd_jax.models.files._fingerprint import fingerprint_files
 from selecttkd_jax.models.files._gguf import convert_gguf
 from selecttkd_jax.models.files._hf_config import decoder_config, hf_config
 from selecttkd_jax.models.files._hf_directory import check_weights, from_pretrained, read_config, save_pretrained
-from selecttkd_jax.models.files._location import find_packaged_gguf
+from selecttkd_jax.models.files._location import find_packaged_gguf, locate
 from selecttkd_jax.models.files._new_directory import check_replaceable
 from selecttkd_jax.models.files._peft import load_adapter, save_adapter
 
@@ -26,6 +28,8 @@ __all__ = [
     "DecoderConfig",
     "KVCache",
     "LoraConfig",
+    "MODEL_FILES",
+    "Origin",
     "Pretrained",
     "REMATS",
     "RotaryConfig",
@@ -36,7 +40,9 @@ __all__ = [
     "convert_gguf",
     "count_params",
     "decoder_config",
+    "describe_loading",
     "evenly_spaced_layers",
+    "find_origin",
     "find_packaged_gguf",
     "fingerprint_files",
     "forward",
@@ -48,10 +54,12 @@ __all__ = [
     "init_lora",
     "init_params",
     "load_adapter",
+    "locate",
     "logical_axes",
     "logits",
     "merge_lora",
     "prune_layers",
+    "pruned_card",
     "quantize_int8",
     "read_config",
     "save_adapter",
@@ -59,4 +67,5 @@ __all__ = [
     "shardings",
     "stored_head",
     "unstack_layers",
+    "write_card",
 ]

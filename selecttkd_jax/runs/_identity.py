@@ -16,6 +16,8 @@ from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import Rows
 from selecttkd_jax.runs._config import RunConfig
+from selecttkd_jax.runs._extension import with_length_of
+from selecttkd_jax.runs._saved import with_paths_of
 from selecttkd_jax.runs._toml import config_to_dict, load_config
 from selecttkd_jax.sources import EngineConfig
 from selecttkd_jax.training import Frozen, Pair, check_leaves, combine_checksums, latest_step, list_not_finite
@@ -138,11 +140,18 @@ def check_output(config: RunConfig, directory: Path) -> None:
         models.check_replaceable(export)
     if latest_step(directory / "checkpoints") is None and not any(export.exists() for export in exports):
         return
-    there = load_config(directory / "config.toml")
+    recorded = load_config(directory / "config.toml")
+    there = with_length_of(recorded, config)
+    if there is not recorded and latest_step(directory / "checkpoints") is None:
+        raise InputError(
+            f"output {directory} holds a run of {recorded.training.steps} steps without a checkpoint, from which alone "
+            "it could go on; put one back, or choose another output"
+        )
     if config.training.epochs is not None:
         # Its steps were counted, and these are not yet.
         steps = dataclasses.replace(there.training, steps=config.training.steps)
         there = dataclasses.replace(there, training=steps)
+    there = with_paths_of(there, config)
     changed = differences(config_to_dict(there.resolved()), config_to_dict(config.resolved()))
     if changed:
         raise InputError(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -66,9 +66,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Writes the resolved configuration as TOML that `load_config` reads back."""
-    path.write_text(tomli_w.dumps(config_to_dict(config)), encoding="utf-8")
+def save_config(config: RunConfig, path: Path, header: Sequence[str] = ()) -> None:
+    """Writes the resolved configuration as TOML that `load_config` reads back, below lines of comment."""
+    # What a comment may not hold is left out of it: a path can hold a line break.
+    comments = ["# " + "".join(letter if letter.isprintable() else "?" for letter in line) for line in header]
+    text = "".join(f"{line}\n" for line in comments) + ("\n" if comments else "")
+    path.write_text(text + tomli_w.dumps(config_to_dict(config)), encoding="utf-8")
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

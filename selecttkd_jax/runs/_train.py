@@ -16,12 +16,15 @@ from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
-from selecttkd_jax.metrics import MetricsWriter
+from selecttkd_jax.metrics import EventLog, MetricsWriter
 from selecttkd_jax.progress import StepProgress
+from selecttkd_jax.runs._card import Scores
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._engine import make_engine
+from selecttkd_jax.runs._environment import describe_environment
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
-from selecttkd_jax.runs._export import export
+from selecttkd_jax.runs._export import export, held_out_numbers
+from selecttkd_jax.runs._extension import describe_extension
 from selecttkd_jax.runs._identity import (
     agreed_facts,
     check_output,
@@ -32,8 +35,8 @@ from selecttkd_jax.runs._identity import (
 from selecttkd_jax.runs._load import load_teacher, trained_weights
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
+from selecttkd_jax.runs._saved import recorded_steps, save_run
 from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
-from selecttkd_jax.runs._toml import save_config
 from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share, row_devices
 from selecttkd_jax.sources import EngineWriters, Recorder, RowPacker, Stored, Writers
 from selecttkd_jax.training import (
@@ -97,11 +100,11 @@ def train(config: RunConfig) -> Run:
     """
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform))
+    with jax.set_mesh(mesh), EventLog().listening() as events:
+        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform), events)
 
 
-def _train_on(mesh: Mesh, config: RunConfig) -> Run:
+def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     """What `train` does, in its order: check, load, build, resume, loop, export."""
     # Check everything before a weight is read or a file written.
     directory = expand_home(config.output)
@@ -121,9 +124,11 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         rows_by_name["rows of the corpus"] = prepared.corpus_rows
     ingredients = describe_ingredients(prepared.pair, prepared.tokenizer, prepared.stop_ids, rows_by_name)
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
+    recorded = recorded_steps(directory)
     if first:
         directory.mkdir(parents=True, exist_ok=True)
-        save_config(config, directory / "config.toml")
+        save_run(config, directory)
+    events.open(directory, writes=first)
 
     # Load.
     teacher = load_teacher(mesh, config, prepared.pair, prepared.held_out_rows, teacher_shardings)
@@ -185,6 +190,13 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         check_same_ingredients(made_with, identity, directory)
         method.source.set_state(position)
         logger.info("resuming from step %d", int(state.step))
+    began = int(state.step)
+    started = "start" if began == 0 else "resume"
+    if began and recorded is not None and recorded < config.training.steps:
+        said, same = describe_extension(config, recorded, began)
+        (logger.info if same else logger.warning)("%s", said)
+        started = "extend"
+    events.tell(started, step=began, of=config.training.steps, **describe_environment(mesh))
 
     # Loop.
     held_out = make_held_out(mesh, config, pair, frozen, prepared.held_out_rows)
@@ -214,17 +226,22 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         writer.close()
         checkpoints.close()
 
+    if began < int(state.step):
+        events.tell("finish", step=int(state.step))
+
     # Export.
-    exported, adapter = export(config, directory, student, state.params, prepared.stop_ids)
-    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := _held_out_of(row))}
+    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := held_out_numbers(row))}
     last = int(state.step)
+    before, after = evaluated.get(0), evaluated[last] if last in evaluated else held_out(state.params)
+    scores = Scores(step=last, before=before, after=after)
+    exported, adapter = export(config, directory, student, state.params, prepared.stop_ids, scores)
     return Run(
         directory=directory,
         student=exported,
         adapter=adapter,
         metrics=directory / "metrics.jsonl",
-        before=evaluated.get(0),
-        after=evaluated[last] if last in evaluated else held_out(state.params),
+        before=before,
+        after=after,
         plots=_plot(directory) if first and writer.rows else [],
         measure="kl" if config.method.needs_teacher else "cross_entropy",
     )
@@ -260,10 +277,6 @@ def _explain(loss: Loss, frozen: Frozen, batch: Any) -> str:
     except Exception as error:  # it compiles a program, for which there may be no memory: then the number alone is told
         logger.debug("no explanation: %s", error)
         return ""
-
-
-def _held_out_of(row: dict[str, float]) -> dict[str, float]:
-    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
 
 
 def _plot(directory: Path) -> list[Path]:

@@ -68,7 +68,7 @@ class EngineConfig(Server):
             raise InputError(f"engine.reload failed: {first_line(error)}") from None
         if done.returncode:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-            reason = f": {said[-1][:300]}" if said else ""
+            reason = f": {self.without_key(said[-1])[:300]}" if said else ""
             raise InputError(f"engine.reload ({command[0]}) ended with exit code {done.returncode}{reason}")
 
 

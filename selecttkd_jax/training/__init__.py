@@ -22,6 +22,7 @@ from selecttkd_jax.training._protocols import (
 )
 from selecttkd_jax.training._state import TrainState, abstract_state, init_state, state_shardings, stream_key
 from selecttkd_jax.training._step import StepMetrics, TrainStep, make_train_step
+from selecttkd_jax.training._trained import Trained, in_host_memory, list_steps, read_trained
 
 __all__ = [
     "Checkpoints",
@@ -48,18 +49,22 @@ __all__ = [
     "Sums",
     "TrainState",
     "TrainStep",
+    "Trained",
     "TwoStreams",
     "WithPretraining",
     "abstract_state",
     "check_leaves",
     "combine_checksums",
     "find_broken_logits",
+    "in_host_memory",
     "init_state",
     "latest_step",
     "learning_rate_schedule",
     "list_not_finite",
+    "list_steps",
     "make_optimizer",
     "make_train_step",
+    "read_trained",
     "run_loop",
     "score_labels",
     "state_shardings",

@@ -89,7 +89,7 @@ class Checkpoints:
             "identity": self._identity,
             "checksums": {path: check.checksum for path, check in checks.items()},
         }
-        record["checksum"] = _checksum(record)
+        record["checksum"] = checksum_record(record)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record))
         try:
             # Forced, since Orbax passes over any step below the newest folder's without a word.
@@ -156,8 +156,8 @@ class Checkpoints:
 
     def _read(self, step: int, template: TrainState) -> Restored:
         # Orbax would notice another model, too, but only while reading, and not in a sentence.
-        saved = _shapes(self._manager.item_metadata(step)["state"]["params"])
-        expected = _shapes(template.params)
+        saved = list_shapes(self._manager.item_metadata(step)["state"]["params"])
+        expected = list_shapes(template.params)
         for name in dict.fromkeys([*expected, *saved]):
             if saved.get(name) != expected.get(name):
                 raise _Damaged(
@@ -173,7 +173,7 @@ class Checkpoints:
         # What came back, against what was written.
         if not isinstance(record, dict) or "checksum" not in record:
             raise _Damaged("it has no checksums, as those of versions before 0.2; that version can resume it")
-        if record.pop("checksum") != _checksum(record):
+        if record.pop("checksum") != checksum_record(record):
             raise _Damaged("its record of position and checksums has changed since it was saved")
         if not int(state.step) == record["step"] == step:
             raise _Damaged(f"the folder of step {step} holds step {record['step']}")
@@ -211,11 +211,13 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
-def _checksum(record: Mapping[str, Any]) -> int:
+def checksum_record(record: Mapping[str, Any]) -> int:
+    """Of what lies beside a checkpoint's arrays."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
-def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+def list_shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter by its path."""
     return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 

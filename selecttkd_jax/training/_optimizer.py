@@ -22,6 +22,9 @@ class OptimizerConfig:
     """How the rate falls after the warm-up: cosine, linear, or constant (not at all)."""
     warmup_fraction: float = 0.1
     """Share of the steps in which the rate rises from zero to its peak."""
+    warmup_steps: int | None = None
+    """Steps in which it does, in place of a share: the same ones if the run is given more steps later. Left out:
+    warmup_fraction counts."""
     final_fraction: float = 0.0
     """Share of the peak rate that cosine and linear fall towards; a step after the last would have it."""
     b1: float = 0.9
@@ -44,6 +47,8 @@ class OptimizerConfig:
                 raise InputError(f"optimizer.{name} must be above 0 and finite, got {getattr(self, name)}")
         check_one_of("optimizer.schedule", self.schedule, ("cosine", "linear", "constant"))
         check_in_range("optimizer.warmup_fraction", self.warmup_fraction, 0, 1)
+        if self.warmup_steps is not None:
+            check_at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         check_in_range("optimizer.final_fraction", self.final_fraction, 0, 1)
         check_in_range("optimizer.b1", self.b1, 0, 1, include_high=False)
         check_in_range("optimizer.b2", self.b2, 0, 1, include_high=False)
@@ -57,7 +62,7 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
 
     Step s of the warm-up's w takes the rate (s + 1) / w of the peak, so the first step already learns.
     """
-    warmup = round(config.warmup_fraction * total_steps)
+    warmup = round(config.warmup_fraction * total_steps) if config.warmup_steps is None else config.warmup_steps
     rest = max(total_steps - warmup, 1)
     peak, end = config.learning_rate, config.learning_rate * config.final_fraction
     fall = {

@@ -145,12 +145,20 @@ def test_bad_options_are_named_in_one_line(words, expected, run_files, capsys):
     ("words", "expected"),
     [
         (["trian"], "did you mean 'train'?"),
-        (["train"], "CONFIG.toml is missing: a configuration file in TOML (see selecttkd train --help)"),
+        (
+            ["train"],
+            "CONFIG.toml|RUN is missing: a configuration file in TOML, or a run's directory (see selecttkd",
+        ),
         (["train", "nowhere.toml"], "nowhere.toml does not exist"),
         (["plot", "nowhere"], "no metrics.jsonl"),
         (["convert", "nowhere.gguf", "out"], "nowhere.gguf"),
         (["prune", "nowhere", "out", "--keep", "2"], "nowhere"),
         (["prune", "nowhere", "out"], "--keep COUNT or --layers"),
+        (["export", "nowhere"], "nowhere is no directory"),
+        (["compare"], "name the directories of the runs to compare"),
+        (["report", "nowhere"], "nowhere is no run"),
+        (["push", "nowhere", "me/small"], "nowhere is no directory"),
+        (["evaluate", "nowhere"], "nowhere does not exist"),
         (["generate", "nowhere", "hello"], "nowhere"),
         (["generate", "nowhere"], "prompts"),
     ],
@@ -201,7 +209,8 @@ def test_generate_checks_where_it_will_write_first(run_files, capsys):
 
 
 def test_a_directory_instead_of_a_config_is_named(run_files, capsys):
-    assert "is a directory; name the file" in refused(capsys, "evaluate", run_files)
+    assert "is a directory; name the file" in refused(capsys, "train", run_files)
+    assert "is no run: it lacks" in refused(capsys, "evaluate", run_files)  # a project's folder, with a config.toml
 
 
 def test_debug_shows_the_traceback():

@@ -19,7 +19,7 @@ def run_python(*words):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
 
 
-WITHOUT_JAX = [name for name in COMMANDS if name not in ("train", "plan")]
+WITHOUT_JAX = [name for name in COMMANDS if name not in ("train", "plan", "evaluate")]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in WITHOUT_JAX)])

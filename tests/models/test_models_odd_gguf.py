@@ -161,6 +161,18 @@ def test_named_templates_and_all_stop_ids_are_carried_over(tmp_path):
     assert generation["eos_token_id"] == [0, 1, 2]
 
 
+def test_the_card_says_what_the_file_says_of_itself_and_no_more(tmp_path):
+    said = {"general.name": "Small", "general.license": "apache-2.0", "general.organization": "a\n# b"}
+    models.convert_gguf(write(tmp_path / "a.gguf", said), tmp_path / "a")
+    card = (tmp_path / "a/README.md").read_text()
+    assert models.find_origin(tmp_path / "a").license == {"license": "apache-2.0"}
+    assert "# Small" in card and "# b" not in card and "base_model" not in card
+    pruned = models.prune_layers(models.from_pretrained(tmp_path / "a"), (0,))
+    models.save_pretrained(tmp_path / "b", pruned, card=models.pruned_card(tmp_path / "a", (0,), 3))
+    assert models.find_origin(tmp_path / "b").license == {"license": "apache-2.0"}
+    assert "# a with 1 of 3 layers" in (tmp_path / "b/README.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["I8", "I32"])
 def test_what_cannot_be_dequantised_is_refused_before_anything_is_written(tmp_path, kind):
     path = write(tmp_path / "a.gguf", quantised=gguf.GGMLQuantizationType[kind])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from generation.scripted_server import complete, serving
+from generation.scripted_server import complete, send, serving
 from runs import tiny_run
 from runs.tiny_run import with_output
 
@@ -209,3 +209,29 @@ def test_two_processes_learn_from_what_the_first_is_answered(config, tmp_path):
         assert len(script.requests) == 2 * asked
     for ours, theirs in zip(read_rows(tmp_path / "both" / "metrics.jsonl"), read_rows(alone.metrics), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), theirs["step"]
+
+
+def test_a_key_is_in_no_file_and_no_log(config, tmp_path, monkeypatch, caplog, capsys):
+    """Not where a server or a command repeats it; nor in a report of the run, or its comparison."""
+    from selecttkd_jax.cli import main
+
+    key = "sk-5ecret-of-mine"
+    monkeypatch.setenv("ENGINE_KEY", key)
+    caplog.set_level("DEBUG")
+    refusals = [send(503, {"error": {"message": f"too busy for {key}"}})] * 2
+    with serving(*refusals, complete(at_random)) as (script, server):
+        mine = under(config, METHODS["on_policy"], server, tmp_path / "run")
+        mine = replace(mine, training=replace(mine.training, steps=2, eval_every=2))
+        runs.train(replace(mine, engine=replace(mine.engine, key_variable="ENGINE_KEY")))
+        assert {request["headers"]["Authorization"] for request in script.requests} == {f"Bearer {key}"}
+        leaking = ("sh", "-c", 'echo "cannot use $ENGINE_KEY" >&2; exit 1', "sh", "{directory}")
+        engine = replace(mine.engine, key_variable="ENGINE_KEY", reload=leaking)
+        with pytest.raises(InputError, match=r"exit code 1: cannot use \*\*\*"):
+            runs.train(replace(mine, output=str(tmp_path / "other"), engine=engine))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["compare", str(tmp_path / "run"), str(tmp_path / "other"), "--json"]) == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.toml", "events.jsonl", "metrics.jsonl", "report.html"} <= {path.name for path in files}
+    assert not [path for path in files if key.encode() in path.read_bytes()]
+    assert "ENGINE_KEY" in (tmp_path / "run/config.toml").read_text()
+    assert key not in caplog.text + "".join(capsys.readouterr())

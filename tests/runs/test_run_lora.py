@@ -73,6 +73,24 @@ def test_a_resumed_run_of_adapters_equals_the_uninterrupted_one_exactly(whole, a
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_checkpoint_of_adapters_exports_to_both_models_byte_for_byte(whole, tmp_path, adapting):
+    """Compiled without a mesh here, with one there; and only onto the weights that the adapters were trained on."""
+    run = runs.open_run(whole.directory)
+    student, adapter = runs.export_checkpoint(run, 4, tmp_path / "out")
+    assert adapter == tmp_path / "out-adapter"
+    for ours, theirs in ((student, whole.student), (adapter, whole.adapter)):
+        for path in theirs.iterdir():
+            assert (ours / path.name).read_bytes() == path.read_bytes(), path
+    card = (adapter / "README.md").read_text()
+    assert "library_name: peft" in card and "`rank = 2`" in card
+    other = replace(run, models=replace(run.models, student=str(tmp_path / "base")))
+    base = models.from_pretrained(adapting.models.student)
+    models.save_pretrained(tmp_path / "base", replace(base, params=jax.tree.map(lambda leaf: leaf * 1.5, base.params)))
+    with pytest.raises(InputError, match="other weights than the adapters were trained on"):
+        runs.export_checkpoint(other, 4, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_full_training_does_not_resume_adapters(whole, adapting):
     full = replace(adapting, lora=None, models=replace(adapting.models, student_dtype="float32"))
     with pytest.raises(InputError, match=r"different run: .*lora \(.* there, None here\)"):

@@ -18,6 +18,11 @@ def test_the_first_step_of_the_warm_up_already_learns_and_the_peak_is_reached():
     assert rates(10, warmup_fraction=0.4, schedule="constant") == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
 
 
+def test_a_warm_up_of_so_many_steps_is_the_same_in_a_longer_run():
+    assert rates(5, warmup_steps=2, schedule="constant") == pytest.approx([0.5, 1, 1, 1, 1])
+    assert rates(9, warmup_steps=2, schedule="constant")[:5] == rates(5, warmup_steps=2, schedule="constant")
+
+
 def test_cosine_falls_from_the_peak_to_the_final_fraction():
     values = rates(9, warmup_fraction=1 / 9, final_fraction=0.1)
     expected = [1.0, *(0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * s / 8)) for s in range(8))]
@@ -84,6 +89,7 @@ def test_a_shorter_first_moment_takes_nearly_the_same_steps():
     [
         {"learning_rate": 0.0},
         {"warmup_fraction": 1.5},
+        {"warmup_steps": -1},
         {"b2": 1.0},
         {"weight_decay": -1.0},
         {"clip_norm": -1.0},

@@ -21,6 +21,19 @@ COMPANIONS = (
 )
 # transformers keeps the chat templates that have names other than `default` here, a file each.
 NAMED_TEMPLATES = "additional_chat_templates"
+# The model card. One of ours has this line, and is replaced with the model; another one is its author's.
+CARD = "README.md"
+CARD_MARK = "<!-- Written by selecttkd_jax: an export into this directory replaces this file. -->"
+# All that a directory of a model or an adapter may hold, as patterns.
+MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    CARD,
+    *COMPANIONS,
+    f"{NAMED_TEMPLATES}/*.jinja",
+)
 
 
 def copy_companions(source: Path, directory: Path) -> None:
@@ -44,6 +57,13 @@ def foreign_entries(directory: Path) -> list[str]:
     for entry in sorted(directory.iterdir()):
         if entry.name == NAMED_TEMPLATES and entry.is_dir():
             found += [f"{entry.name}/{inner.name}" for inner in sorted(entry.iterdir()) if inner.suffix != ".jinja"]
+        elif entry.name == CARD and _is_ours(entry):
+            continue
         elif entry.name not in known and entry.suffix != ".safetensors":
             found.append(entry.name)
     return found
+
+
+def _is_ours(card: Path) -> bool:
+    with card.open("rb") as file:
+        return CARD_MARK.encode() in file.read(2**16)

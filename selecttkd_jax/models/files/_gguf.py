@@ -13,10 +13,13 @@ import numpy as np
 
 from selecttkd_jax._errors import InputError, did_you_mean
 from selecttkd_jax._outside_files import expand_home, reading, shorten, show_name
+from selecttkd_jax._provenance import describe_library
 from selecttkd_jax.models._config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models._rotary import inverse_frequencies
 from selecttkd_jax.models._weight_table import WEIGHTS
 from selecttkd_jax.models.families import GGUF_FAMILIES, Family
+from selecttkd_jax.models.files._card import Origin, describe_loading, write_card
+from selecttkd_jax.models.files._companions import CARD
 from selecttkd_jax.models.files._generation_config import as_eos_token_id
 from selecttkd_jax.models.files._gguf_metadata import Metadata, open_gguf
 from selecttkd_jax.models.files._gguf_tokenizer import check_tokenizer_keys, write_tokenizer
@@ -88,6 +91,24 @@ def convert_gguf(gguf_path: str | Path, directory: str | Path, dtype: jnp.dtype 
         with reading(path, problem="has a tokenizer that cannot be converted"):
             write_tokenizer(metadata, unfinished, config.max_positions)
         write_tensors(sizes, read, unfinished)
+        (unfinished / CARD).write_text(_make_card(path, metadata), encoding="utf-8")
+
+
+def _make_card(path: Path, metadata: Metadata) -> str:
+    """What the file says of itself; nothing of it is worth refusing the file for."""
+
+    def said(key: str) -> str | None:
+        value = metadata.values.get(f"general.{key}")
+        return value if isinstance(value, str) and value.isprintable() and 0 < len(value) < 200 else None
+
+    named = {key: said(key.replace("_", ".")) for key in ("license", "license_name", "license_link")}
+    name, maker = said("name") or path.stem, said("organization")
+    origin = Origin(name, None, {key: value for key, value in named.items() if value is not None})
+    body = (
+        f"Converted from `{path.name}`{f', a model of {maker}' if maker else ''}, by {describe_library()}. The weights "
+        "are those of the GGUF file: what its quantisation lost is not brought back."
+    )
+    return write_card(name, f"{body}\n\n{describe_loading(chat='tokenizer.chat_template' in metadata)}", origin)
 
 
 def _find_family(metadata: Metadata) -> Family:

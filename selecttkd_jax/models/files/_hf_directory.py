@@ -12,7 +12,7 @@ from selecttkd_jax._outside_files import read_json_object
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._pretrained import Pretrained
 from selecttkd_jax.models.families import FAMILIES
-from selecttkd_jax.models.files._companions import copy_companions
+from selecttkd_jax.models.files._companions import CARD, copy_companions
 from selecttkd_jax.models.files._generation_config import as_eos_token_id, write_stop_ids
 from selecttkd_jax.models.files._hf_config import decoder_config
 from selecttkd_jax.models.files._json import write_json
@@ -68,6 +68,7 @@ def save_pretrained(
     pretrained: Pretrained,
     dtype: jnp.dtype | None = None,
     stop_ids: Sequence[int] | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes config.json, safetensors and the source's tokenizer files: a directory that transformers and vLLM load.
 
@@ -80,6 +81,7 @@ def save_pretrained(
         dtype: Dtype on disk; None keeps the parameters'.
         stop_ids: Ids at which this model's responses end, for config.json and generation_config.json, whatever the
             source's say; None keeps what they say.
+        card: The text of the model card, README.md; None writes none.
 
     Raises:
         InputError: If the directory exists and holds anything that a model directory does not, or the parameters have
@@ -105,6 +107,8 @@ def save_pretrained(
         write_json(unfinished / "config.json", hf_config)
         if pretrained.source is not None:
             copy_companions(pretrained.source, unfinished)
+        if card is not None:
+            (unfinished / CARD).write_text(card, encoding="utf-8")
         if stop_ids is not None:
             write_stop_ids(unfinished, pretrained.hf_config, stop_ids)
         write_params(pretrained.config, pretrained.params, unfinished, on_disk)

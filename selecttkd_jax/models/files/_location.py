@@ -5,7 +5,7 @@ from pathlib import Path
 
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import check_links, expand_home
-from selecttkd_jax.models.files._companions import COMPANIONS, NAMED_TEMPLATES
+from selecttkd_jax.models.files._companions import CARD, COMPANIONS, NAMED_TEMPLATES
 
 SMALL_FILES = ("*.json", "*.jinja", *(name for name in COMPANIONS if not name.endswith((".json", ".jinja"))))
 WEIGHT_FILES = ("*.safetensors",)
@@ -39,7 +39,7 @@ def locate(path_or_hub_name: str | Path, *, weights: bool) -> Path:
     name = str(path_or_hub_name)
     if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or name.endswith("/"):
         raise InputError(f"model directory {name} does not exist")
-    return _check_directory(_from_hub(name, SMALL_FILES + WEIGHT_FILES if weights else SMALL_FILES))
+    return _check_directory(_from_hub(name, (*SMALL_FILES, CARD, *(WEIGHT_FILES if weights else ()))))
 
 
 def _check_directory(path: Path) -> Path:

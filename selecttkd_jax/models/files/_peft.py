@@ -13,6 +13,7 @@ from selecttkd_jax._outside_files import check_links, expand_home, read_json_obj
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._lora import LoraConfig
 from selecttkd_jax.models._weight_table import Weight
+from selecttkd_jax.models.files._companions import CARD
 from selecttkd_jax.models.files._json import write_json
 from selecttkd_jax.models.files._layouts import shape_on_disk
 from selecttkd_jax.models.files._new_directory import open_new_directory
@@ -24,7 +25,14 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConfig, lora: Params, base: str) -> None:
+def save_adapter(
+    directory: str | Path,
+    config: LoraConfig,
+    decoder: DecoderConfig,
+    lora: Params,
+    base: str,
+    card: str | None = None,
+) -> None:
     """Writes adapters that `peft.PeftModel.from_pretrained` loads onto the base model; of several processes, the first.
 
     Args:
@@ -33,6 +41,7 @@ def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConf
         decoder: The adapted model.
         lora: The adapters, replicated on every process.
         base: The base model's directory or hub name, for the loader to find it.
+        card: The text of the model card, README.md; None writes none.
 
     Raises:
         InputError: If the directory exists and holds anything that a model's or an adapter's directory does not.
@@ -64,6 +73,8 @@ def save_adapter(directory: str | Path, config: LoraConfig, decoder: DecoderConf
     with open_new_directory(directory) as unfinished:
         write_json(unfinished / CONFIG_FILE, description)
         save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        if card is not None:
+            (unfinished / CARD).write_text(card, encoding="utf-8")
         (unfinished / WEIGHTS_FILE).chmod(unfinished.stat().st_mode & 0o666)
 
 
