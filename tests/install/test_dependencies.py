@@ -74,9 +74,9 @@ def test_no_bound_is_a_cap():
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it():
     missing = ModuleNotFoundError("No module named 'optax'", name="optax")
-    assert what_to_install(missing) == "this command needs optax: pip install 'selecttkd-jax[train]'"
+    assert what_to_install(missing) == "this command needs optax; in a clone of selecttkd_jax: pip install '.[train]'"
     missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.figure")
-    assert what_to_install(missing) == "this command needs matplotlib: pip install 'selecttkd-jax[plots]'"
+    assert what_to_install(missing) == "this command needs matplotlib; in a clone of selecttkd_jax: pip install '.[plots]'"
 
 
 @pytest.mark.parametrize("name", ["torch", "selecttkd_jax.loses", None])
