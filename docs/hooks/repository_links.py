@@ -12,20 +12,23 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#\s])")
+IN_NAVIGATION = ("CHANGELOG.md", "CONTRIBUTING.md", "experiments/README.md")
 SHOWN = {".py": "python", ".toml": "toml", ".txt": "text", ".cff": "yaml", "": "makefile"}
 
 
 def on_files(files, config):
     """Adds every file that a page links to, and those that these link to."""
     docs = Path(config["docs_dir"])
-    waiting = [(docs / file.src_uri, file.src_uri) for file in files.documentation_pages()]
-    while waiting:
-        source, _ = waiting.pop()
-        for target in linked(source):
+    waiting = [docs / file.src_uri for file in files.documentation_pages()]
+    wanted = [ROOT / name for name in IN_NAVIGATION]
+    while waiting or wanted:
+        wanted += linked(waiting.pop()) if waiting else []
+        for target in wanted:
             name = site_name(target)
             if not target.is_relative_to(docs) and files.get_file_from_path(name) is None:
                 files.append(as_file(target, name, config))
-                waiting.append((target, name))
+                waiting.append(target)
+        wanted = []
     return files
 
 
