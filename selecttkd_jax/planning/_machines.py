@@ -89,8 +89,7 @@ def _require(modules: Sequence[str], target: Target, extra: str) -> None:
     """Raises InputError unless one of the modules is there."""
     if not any(importlib.util.find_spec(module) for module in modules):
         raise InputError(
-            f"planning for {target.name} needs its compiler, which is not installed here; "
-            f"{install_command(extra)}"
+            f"planning for {target.name} needs its compiler, which is not installed here; {install_command(extra)}"
         )
 
 
