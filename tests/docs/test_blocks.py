@@ -102,6 +102,13 @@ def test_toml_is_a_configuration(page, block):
     config_from_dict(merged(WHOLE | method, given), page)
 
 
+def test_the_first_run_is_the_file_that_its_page_shows():
+    shown = tomllib.loads(next(one.values[1] for one in blocks_of("toml") if one.values[0] == "docs/first_run.md"))
+    file = tomllib.loads((ROOT / "examples/first_run.toml").read_text())
+    assert merged(file, shown) == file
+    config_from_dict(file, "examples/first_run.toml")
+
+
 def merged(values, more):
     return values | {
         name: merged(values.get(name, {}), value) if isinstance(value, dict) else value for name, value in more.items()
