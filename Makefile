@@ -44,7 +44,7 @@ lint: .venv/lint
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
-	@echo "read site/index.html"
+	@echo "read site/index.html; its search needs a server: python3 -m http.server --directory site"
 
 kill-test: .venv/test
 	.venv/bin/python -m pytest -q tests/methods/killed_runs.py
