@@ -1,6 +1,7 @@
 # make demo    distil a real language model on this machine's CPU (about ten minutes)
 # make test    all tests, on this Python and, where one is found, on Python 3.13 with the newest JAX
 # make lint    ruff and pyright
+# make docs    the site, into site/; a warning is an error. Half a minute
 # make serve-test   the client against a real transformers serve
 # make kill-test    every method killed while it writes and while it learns, ten minutes
 # make gpu-check    on a machine with an NVIDIA GPU: right, how fast, and as planned? ten minutes
@@ -16,7 +17,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint serve-test kill-test reference-job torch-baseline bench bench-core bench-generate bench-methods bench-packing gpu-check
+.PHONY: demo test test-oldest test-newest lint docs serve-test kill-test reference-job torch-baseline bench bench-core bench-generate bench-methods bench-packing gpu-check
 .PHONY: mutation clean
 
 demo: .venv/demo
@@ -40,6 +41,10 @@ lint: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+	@echo "read site/index.html; its search needs a server: python3 -m http.server --directory site"
 
 kill-test: .venv/test
 	.venv/bin/python -m pytest -q tests/methods/killed_runs.py
@@ -77,7 +82,7 @@ mutation: .venv/test
 	.venv/bin/python -m tests.mutation
 
 clean:
-	rm -rf .venv .venv-newest .venv-bench .venv-serve runs
+	rm -rf .venv .venv-newest .venv-bench .venv-serve runs site
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=/path/to/python"; exit 1; }
@@ -95,6 +100,10 @@ clean:
 
 .venv/lint: .venv/bin/python pyproject.toml
 	.venv/bin/python $(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+.venv/docs: .venv/bin/python pyproject.toml
+	.venv/bin/python $(PIP_INSTALL) -e '.[docs]'
 	@touch $@
 
 .venv/gpu: .venv/bin/python pyproject.toml requirements-gpu.txt

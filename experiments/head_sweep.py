@@ -1,6 +1,6 @@
 """Would the head be faster with maximum and sum of exponentials in one sweep? On a CPU, and compiled for an H100.
 
-Command:   python experiments/head_sweep.py        (for the H100: pip install 'selecttkd-jax[gpu-plan]')
+Command:   python experiments/head_sweep.py        (for the H100: pip install '.[gpu-plan]')
 Needs:     two CPU cores, 4 GB of memory.
 Time:      three minutes.
 Writes:    experiments/results/head_sweep.csv: a line a variant, place and vocabulary.

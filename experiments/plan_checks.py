@@ -1,6 +1,6 @@
 """What a compiled step owes to its options: compile time and depth, memory of the selection, weak scaling.
 
-Command:  python experiments/plan_checks.py [--target PREFIX]      (pip install 'selecttkd-jax[tpu-plan,gpu-plan]')
+Command:  python experiments/plan_checks.py [--target PREFIX]      (pip install '.[tpu-plan,gpu-plan]')
 Runs on:  two CPU cores; an hour for both kinds of target.
 Result:   experiments/results/plan_checks.csv, one line a compilation
 

@@ -1,7 +1,7 @@
 """Plans every recipe for the machines that its head names, and writes each plan to plans/.
 
 Command:  python experiments/configs/plan_all.py [RECIPE ...] [--search]
-Needs:    pip install 'selecttkd-jax[tpu-plan,gpu-plan]'
+Needs:    pip install '.[tpu-plan,gpu-plan]'
 Runs on:  two CPU cores; one to three minutes a plan, and several times that with --search.
 Result:   plans/RECIPE.TARGET.md
 

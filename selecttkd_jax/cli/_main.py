@@ -82,6 +82,9 @@ def _start_logging(*, quiet: bool, verbose: bool) -> None:
     )
     ours = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("selecttkd_jax").setLevel(ours)
+    if not verbose:
+        # Where there is no PyTorch, transformers says so whenever it is imported. Nothing here needs it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     watch_plugins(verbose=verbose)
 
 

@@ -19,6 +19,7 @@ from selecttkd_jax.data._messages import Message
 from selecttkd_jax.data._records import Record
 
 Finish = Literal["stop", "length", "empty"]
+"""How an answer ended: by itself, cut, or with no text at all."""
 
 
 class AnswerFile:

@@ -8,9 +8,9 @@ from typing import Any
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 
 TEMPLATES = ("chat", "plain")
-# What chat templates that write the date are told, without another one. It is no clock's: the same configuration gives
-# the same rows on every day and every host. (Llama 3's template falls back to this date, too.)
 RUN_DATE = "2024-07-26"
+"""What chat templates that write the date are told, without another one. It is no clock's: the same configuration gives
+the same rows on every day and every host. (Llama 3's template falls back to this date, too.)"""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.losses import cross_entropy
 
 BALANCES = ("fixed", "published", "smooth", "released")
+"""What `Balance` may be called."""
 
 
 @any_mesh(like="student_logits", drop=2)

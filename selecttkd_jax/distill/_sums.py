@@ -16,6 +16,7 @@ from selecttkd_jax._errors import check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 
 NORMALIZERS = ("sequence", "token", "weight")
+"""What the sum of weighted divergences may be divided by: see `Objective`."""
 
 
 @jax.tree_util.register_dataclass

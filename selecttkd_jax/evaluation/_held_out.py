@@ -15,8 +15,8 @@ from selecttkd_jax.distill import map_logits
 from selecttkd_jax.training import Frozen, Pair, find_broken_logits
 
 Verifier = Callable[[Array, Array], Array]
-# Sums over the response tokens of a batch, jitted.
 HeldOutProgram = Callable[[Params, Frozen, Batch], dict[str, Array]]
+"""Sums over the response tokens of a batch, jitted."""
 
 
 def held_out_verifiers(k: int = 5) -> dict[str, Verifier]:

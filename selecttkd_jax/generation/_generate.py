@@ -18,8 +18,8 @@ from selecttkd_jax.generation._interleave import Interleaver, Turns
 from selecttkd_jax.generation._sampling import Sampling
 from selecttkd_jax.sharding import gather_to_host
 
-# Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 BUCKET = 32
+"""Prompts are padded to a multiple of this many tokens, so that few shapes are compiled."""
 
 
 def generate(

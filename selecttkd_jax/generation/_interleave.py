@@ -68,6 +68,7 @@ class KeepShare:
 
 
 KeepRule = KeepTopK | KeepShare
+"""When the student's token stays, and when the teacher's takes its place."""
 
 
 class Turns(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
+"""The numbers of a step, by name."""
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -13,6 +13,7 @@ from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._splash import SMALLEST_BLOCK, are_texts, attend_in_segments
 
 ATTENTIONS = ("xla", "cudnn", "splash")
+"""How attention over whole rows may be computed: see `choose_attention`."""
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30

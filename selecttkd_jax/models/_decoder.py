@@ -22,6 +22,7 @@ from selecttkd_jax.models._unstack import unstack_layers
 from selecttkd_jax.sharding import reshard_to_rows, shard_rows
 
 REMATS = ("none", "kept", "full", "offload")
+"""What of a layer may be kept for the backward pass: see `forward`."""
 
 
 @partial(jax.jit, static_argnames=("config", "dtype"))

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._extras import install_command
 from selecttkd_jax.planning._targets import Target
 
 
@@ -88,8 +89,7 @@ def _require(modules: Sequence[str], target: Target, extra: str) -> None:
     """Raises InputError unless one of the modules is there."""
     if not any(importlib.util.find_spec(module) for module in modules):
         raise InputError(
-            f"planning for {target.name} needs its compiler, which is not installed here: "
-            f"pip install 'selecttkd-jax[{extra}]'"
+            f"planning for {target.name} needs its compiler, which is not installed here; {install_command(extra)}"
         )
 
 

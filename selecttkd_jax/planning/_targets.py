@@ -108,6 +108,7 @@ DEVICES: dict[str, dict[str, Device]] = {
         "gb200": _gpu(197_897_748_480, 2500e12, 1250e12, 7928e9, 900e9, 900e9, "GB200 NVL72", per_host=72),
     },
 }
+"""What a device can do, by platform and name."""
 
 
 @dataclass(frozen=True)

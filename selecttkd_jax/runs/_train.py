@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._extras import install_command
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
 from selecttkd_jax.metrics import EventLog, MetricsWriter
@@ -111,7 +112,7 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     check_output(config, directory)
     check_options(config.mesh.compiler_options)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
+        raise InputError(f"leave logging.wandb_project out, or install W&B; {install_command('wandb')}")
     prepared = prepare(config)
     config = _count_steps(config, prepared.train_rows)
     prepared = replace(prepared, pair=choose_attention(config, prepared.pair, mesh))
@@ -283,6 +284,6 @@ def _plot(directory: Path) -> list[Path]:
     try:
         from selecttkd_jax.plotting import plot_run
     except ImportError:
-        logger.info("no plots: install selecttkd-jax[plots]")
+        logger.info("no plots; %s", install_command("plots"))
         return []
     return plot_run(directory)

@@ -16,6 +16,7 @@ from selecttkd_jax._errors import InputError
 logger = logging.getLogger(__name__)
 
 Rules = Mapping[str, str]
+"""From axis letters to the mesh axes over which they are sharded; others are whole."""
 
 _BY_WIDTH = {"D": "fsdp"}
 _BY_PART = {"H": "tensor", "K": "tensor", "F": "tensor", "V": "tensor"}

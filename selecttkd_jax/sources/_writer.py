@@ -29,6 +29,7 @@ from selecttkd_jax.sharding import gather_to_host, place_batch, process_share
 from selecttkd_jax.training import Frozen, Pair, TrainState
 
 Role = Literal["student", "teacher"]
+"""Which of the two models writes."""
 Rewrite = Callable[[TrainState, Batch, np.ndarray, Key], Batch]
 """`rewrite(state, batch, chosen, key) -> batch`: the responses of the `chosen` rows `[B]` of the whole batch are
 written anew; `batch` is this process's share of it, before and after. Each row draws with a key of its own: `key [B]`,

@@ -23,6 +23,7 @@ class StepMetrics(TypedDict):
 
 
 TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, StepMetrics]]
+"""`step(state, frozen, batch) -> (state, metrics)`: see `make_train_step`."""
 
 
 def make_train_step(

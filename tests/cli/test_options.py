@@ -155,3 +155,12 @@ def test_a_completion_script_knows_commands_and_options(shell, capsys, tmp_path)
         (tmp_path / "script").write_text(script)
         checked = subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_transformers_does_not_begin_every_command_with_the_lack_of_pytorch():
+    script = (
+        "import sys; from selecttkd_jax.cli import main; assert main(['nothing']) == 2; "
+        "sys.modules['torch'] = None; import transformers"
+    )
+    done = run_python("-c", script)
+    assert done.returncode == 0 and "PyTorch" not in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""`pip install selecttkd-jax` without extras, in an environment of its own: the functions work, nothing else came.
+"""`pip install .` without extras, in an environment of its own: the functions work, nothing else came.
 
 Needs pip's package index (or its cache) for JAX and NumPy; without either, `-m "not install"` leaves this file out.
 """
@@ -110,7 +110,7 @@ def test_a_command_that_needs_more_says_what_to_install(core, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    start, end = "selecttkd: error: this command needs ", ": pip install 'selecttkd-jax[train]'"
+    start, end = "selecttkd: error: this command needs ", "; in a clone of selecttkd_jax: pip install '.[train]'"
     assert lines[0].startswith(start) and lines[0].endswith(end), lines[0]
     assert lines[0].removeprefix(start).removesuffix(end) in EXTRAS["train"]
 

@@ -50,7 +50,7 @@ def test_a_mistaken_target_is_answered_with_what_there_is(text, said):
 )
 def test_a_missing_compiler_is_named_with_its_extra(text, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=rf"pip install 'selecttkd-jax\[{extra}\]'"):
+    with pytest.raises(InputError, match=rf"pip install '\.\[{extra}\]'"):
         target_devices(parse_target(text))
 
 

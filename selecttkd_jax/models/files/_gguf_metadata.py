@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._extras import install_command
 from selecttkd_jax._outside_files import reading, shorten, show_name
 
 # Bytes of the scalar types, by their number in the file; 8 is a string and 9 an array.
@@ -75,7 +76,7 @@ def open_gguf(path: Path) -> tuple[Metadata, dict[str, Any]]:
     try:
         import gguf
     except ImportError:
-        raise InputError("reading GGUF files needs the package gguf: pip install 'selecttkd-jax[gguf]'") from None
+        raise InputError(f"reading GGUF files needs the package gguf; {install_command('gguf')}") from None
     if not path.is_file():
         raise InputError(f"GGUF file {path} does not exist")
     with reading(path, problem="is truncated or not a GGUF file"):
