@@ -62,6 +62,7 @@ def tokenize_records(
     date: str = RUN_DATE,
     skip_bad_rows: bool = False,
     prompts_alone: bool = False,
+    name: str = "the data",
 ) -> Rows:
     """Tokenises records into rows with a response mask.
 
@@ -80,6 +81,7 @@ def tokenize_records(
         date: What a template that writes today's date is told, `"2024-07-26"`.
         skip_bad_rows: Leave records out that the template or the tokenizer refuses, with a warning that counts them.
         prompts_alone: Whether records may lack a response, since somebody will write it.
+        name: What the records are of, for messages.
 
     Returns:
         The rows, in the records' order; log their `summary()`.
@@ -92,7 +94,7 @@ def tokenize_records(
     chat = ChatTemplate(tokenizer, template_kwargs or {}, date) if template == "chat" else None
     ends = set(stop_ids) if chat else {tokenizer.eos_token_id}
     records = list(records)
-    bad = BadRows("the data", skip_bad_rows)
+    bad = BadRows(name, skip_bad_rows)
     notes: dict[str, list[str]] = {}
 
     # Tokenised chunk by chunk, cut at max_length, and kept where a response token is left.
@@ -118,7 +120,9 @@ def tokenize_records(
     bad.finish(len(records))
     if not tokens:
         reason = f"the shortest prompt has {shortest_prompt} tokens" if shortest_prompt else "there are no records"
-        raise InputError(f"no row is left: {reason}, max_length is {max_length}; raise max_length or shorten the data")
+        raise InputError(
+            f"no row of {name} is left: {reason}, max_length is {max_length}; raise max_length or shorten the data"
+        )
     for note, sources in notes.items():
         logger.warning(
             "the chat template leaves out %s: in %d of %d rows, first in %s",

@@ -5,7 +5,7 @@ from selecttkd_jax.runs._evaluate import evaluate
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
-from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
+from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds, table_kind
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
     StepSpecs,
@@ -43,5 +43,6 @@ __all__ = [
     "specify_decoding",
     "specify_evaluation",
     "specify_step",
+    "table_kind",
     "train",
 ]

@@ -2,14 +2,15 @@
 
 import jax
 
-from selecttkd_jax import models
+from selecttkd_jax import data, models
 from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.progress import progress_bar
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._evaluators import make_held_out
 from selecttkd_jax.runs._identity import agreed_facts, describe_ingredients
 from selecttkd_jax.runs._load import load_teacher
-from selecttkd_jax.runs._prepare import check_context, check_models, read_held_out, tell_rows, tokenize
+from selecttkd_jax.runs._prepare import check_context, check_models
+from selecttkd_jax.runs._rows import tell_rows, tokenize
 from selecttkd_jax.runs._specs import choose_attention, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh
 from selecttkd_jax.training import Frozen
@@ -24,7 +25,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         pair, tokenizer, stops = check_models(config)
         pair = choose_attention(config, pair, mesh)
         student_shardings, teacher_shardings = model_shardings(mesh, config, pair)
-        rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops)
+        rows = tokenize(config.data, data.read_held_out(config.data), tokenizer, stops)
         tell_rows(rows, "held-out rows")
         check_context(pair, rows, "held-out rows")
         check_agreement(agreed_facts(config, describe_ingredients(pair, tokenizer, stops, {"held-out rows": rows})))

@@ -59,6 +59,9 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")
+        elif _are_tables(left) and _are_tables(right) and len(left) == len(right):
+            for number, (there, here) in enumerate(zip(left, right, strict=True)):
+                found += differences(there, here, f"{prefix}{name}[{number}].")
         elif _as_list(left) != _as_list(right):
             found.append(f"{prefix}{name} ({left} there, {right} here)")
     return found
@@ -148,6 +151,10 @@ def check_output(config: RunConfig, directory: Path) -> None:
             f"output {directory} belongs to a different run: {'; '.join(changed)}; choose another output, or restore "
             "these options to resume"
         )
+
+
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _as_list(value: Any) -> Any:
