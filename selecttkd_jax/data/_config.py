@@ -72,6 +72,9 @@ class DataConfig:
     cache: str | None = None
     """Folder in which tokenised rows are kept for the next start; off: nowhere. Left out: the user's cache directory,
     for data of 1 MiB and more."""
+    workers: int | None = None
+    """Processes that render and tokenise rows. Left out: one for each core, at most eight, where there are 50,000
+    messages or more, and this one alone for less."""
     packing: bool = False
     """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
 
@@ -91,6 +94,8 @@ class DataConfig:
             raise InputError("data.template_kwargs holds what JSON cannot, such as a date; write it as text") from None
         check_at_least("data.max_length", self.max_length, 2)
         check_at_least("data.batch_size", self.batch_size, 1)
+        if self.workers is not None:
+            check_at_least("data.workers", self.workers, 1)
         check_at_least("data.held_out_rows", self.held_out_rows, 1)
 
     def _check_sources(self) -> None:

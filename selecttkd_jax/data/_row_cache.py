@@ -129,9 +129,11 @@ def _make(file: Path, make: Callable[[], dict[str, Rows]]) -> dict[str, Rows]:
         _write(file, made, told)
         _drop_old(file.parent, keep=file)
         logger.info("rows are kept for the next start: %s", file)
+        # As the other processes have them: in pages that all of a machine's processes share, and not in lists.
+        return _map(file)[0]
     except (OSError, ValueError) as error:
         logger.warning("rows are not kept: %s", error)
-    return made
+        return made
 
 
 def fingerprint_tokenizer(tokenizer: Tokenizer) -> str:
@@ -206,27 +208,31 @@ def _facts(rows: Rows) -> dict[str, int]:
 
 
 def _read(file: Path) -> dict[str, Rows] | None:
-    """What is kept in a file, in the memory of the system's page cache alone; None where there is none to be read."""
-    import pyarrow as pa
-
+    """What is kept in a file, and what was told of it told again; None where there is none to be read."""
     if not file.exists():
         return None
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        kept = json.loads(reader.schema.metadata[b"facts"])
-        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        sets = {
-            name: _to_rows(batch, facts) for (name, facts), batch in zip(kept["sets"].items(), batches, strict=True)
-        }
-    except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
+        sets, told = _map(file)
+    except (OSError, ValueError, KeyError) as error:
         logger.warning("kept rows cannot be read and are made anew: %s: %s", file, error)
         return None
     logger.info("rows from %s", file)
     with contextlib.suppress(OSError):  # somebody else's
         os.utime(file)
-    for level, message in kept["told"]:
+    for level, message in told:
         logger.log(level, "%s", message)
     return sets
+
+
+def _map(file: Path) -> tuple[dict[str, Rows], list[tuple[int, str]]]:
+    """Rows in the memory of the system's page cache alone, and the warnings that were told of them."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(pa.memory_map(str(file)))
+    kept = json.loads(reader.schema.metadata[b"facts"])
+    batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    sets = {name: _to_rows(batch, facts) for (name, facts), batch in zip(kept["sets"].items(), batches, strict=True)}
+    return sets, kept["told"]
 
 
 def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:

@@ -26,6 +26,7 @@ WHERE_AND_HOW = {
     "mesh",
     "logging",
     "data.cache",
+    "data.workers",
     "models.remat",
     "training.micro_batches",
     "training.head_memory_mib",

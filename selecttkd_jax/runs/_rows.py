@@ -70,6 +70,7 @@ def tokenize(
         skip_bad_rows=config.skip_bad_rows,
         prompts_alone=prompts_alone,
         name=path,
+        workers=config.workers,
     )
 
 
