@@ -67,6 +67,7 @@ def join_rows(named: Sequence[tuple[str, Rows, float | None]]) -> Rows:
     joined.__dict__.update(
         lengths=np.concatenate([rows.lengths for rows in several]),
         prompt_lengths=Chain([rows.prompt_lengths for rows in several]),
+        checksums=np.concatenate([rows.checksums for rows in several]),
         largest_id=max(rows.largest_id for rows in several),
         response_tokens=sum(rows.response_tokens for rows in several),
         prompts_alone=sum(rows.prompts_alone for rows in several),

@@ -180,7 +180,7 @@ def _write(file: Path, sets: Mapping[str, Rows], told: Sequence[tuple[int, str]]
     import pyarrow as pa
 
     columns = {"tokens": pa.large_list(pa.int32()), "response": pa.large_list(pa.uint8())}
-    schema = pa.schema(columns | {"prompt_length": pa.int32(), "source": pa.large_string()})
+    schema = pa.schema(columns | {"prompt_length": pa.int32(), "checksum": pa.uint32(), "source": pa.large_string()})
     facts = {name: _facts(rows) for name, rows in sets.items()}
     schema = schema.with_metadata({"facts": json.dumps({"sets": facts, "told": told})})
     part = file.with_suffix(f".{os.getpid()}.part")
@@ -194,6 +194,7 @@ def _write(file: Path, sets: Mapping[str, Rows], told: Sequence[tuple[int, str]]
                     pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
                     pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(response)),
                     pa.array(rows.prompt_lengths, pa.int32()),
+                    pa.array(rows.checksums),
                     pa.array(list(rows.sources), pa.large_string()),
                 ]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -235,8 +236,8 @@ def _map(file: Path) -> tuple[dict[str, Rows], list[tuple[int, str]]]:
     return sets, kept["told"]
 
 
-def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:
-    tokens, response, prompt_lengths, source = batch.columns
+def _to_rows(batch: Any, facts: dict[str, Any]) -> Rows:
+    tokens, response, prompt_lengths, checksums, source = batch.columns
     offsets = tokens.offsets.to_numpy()
     rows = Rows(
         tokens=Ragged(tokens.values.to_numpy(), offsets),
@@ -246,7 +247,8 @@ def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:
     )
     # What was counted once is not counted again: that would read all of the file.
     rows.__dict__.update({name: facts[name] for name in _SUMS})
-    rows.__dict__.update(lengths=np.diff(offsets), prompt_lengths=prompt_lengths.to_pylist())
+    known = {"lengths": np.diff(offsets), "checksums": checksums.to_numpy()}
+    rows.__dict__.update(known, prompt_lengths=prompt_lengths.to_pylist())
     return rows
 
 

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Container, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """The rows of one of several sources.
 
     Attributes:
@@ -95,6 +95,11 @@ class Rows:
         return sum(not response.any() for response in self.response)
 
     @functools.cached_property
+    def checksums(self) -> np.ndarray:
+        """A checksum of each row's ids, uint32, to find a row without reading the others."""
+        return np.fromiter((zlib.crc32(tokens.tobytes()) for tokens in self.tokens), np.uint32, len(self))
+
+    @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of ids and masks, to tell whether a resumed run reads the same rows."""
         checksum = 0
@@ -121,10 +126,8 @@ class Rows:
 
     def count_known(self, others: "Rows") -> int:
         """How many of the other rows are among these, token by token."""
-        looked_for = {others.tokens[index].tobytes() for index in range(len(others))}
-        # Hardly a row has the length of one of a few others: those are not read.
-        candidates = np.flatnonzero(np.isin(self.lengths, others.lengths))
-        known = {text for index in candidates if (text := self.tokens[index].tobytes()) in looked_for}
+        candidates = np.flatnonzero(np.isin(self.checksums, others.checksums))
+        known = {self.tokens[int(index)].tobytes() for index in candidates}
         return sum(others.tokens[index].tobytes() in known for index in range(len(others)))
 
     def summary(self) -> str:

@@ -60,8 +60,8 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")
-        elif _are_tables(left) and _are_tables(right) and len(left) == len(right):
-            for number, (there, here) in enumerate(zip(left, right, strict=True)):
+        elif _are_tables(left, right):
+            for number, (there, here) in enumerate(zip(left or (), right or (), strict=True)):
                 found += differences(there, here, f"{prefix}{name}[{number}].")
         elif _as_list(left) != _as_list(right):
             found.append(f"{prefix}{name} ({left} there, {right} here)")
@@ -154,8 +154,11 @@ def check_output(config: RunConfig, directory: Path) -> None:
         )
 
 
-def _are_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+def _are_tables(left: Any, right: Any) -> bool:
+    """Whether both are lists of as many tables."""
+    if not (isinstance(left, list) and isinstance(right, list) and len(left) == len(right)):
+        return False
+    return all(isinstance(one, dict) for one in (*left, *right))
 
 
 def _as_list(value: Any) -> Any:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,10 @@ def maker():
     return make
 
 
+def again_checksums(rows):
+    return [zlib.crc32(tokens.tobytes()) for tokens in rows.tokens]
+
+
 def assert_same(found, expected):
     for name in ("max_length", "read", "cut", "dropped"):
         assert getattr(found, name) == getattr(expected, name)
@@ -42,6 +47,7 @@ def assert_same(found, expected):
     for name in ("total_tokens", "response_tokens", "prompts_alone", "fingerprint", "largest_id"):
         assert getattr(found, name) == getattr(expected, name), name
     assert list(found.prompt_lengths) == list(expected.prompt_lengths)
+    assert found.checksums.tolist() == expected.checksums.tolist() == again_checksums(expected)
     assert found.lengths.tolist() == expected.lengths.tolist() and found.summary() == expected.summary()
     for ours, theirs in zip((found.tokens, found.response), (expected.tokens, expected.response), strict=True):
         assert len(ours) == len(theirs)
