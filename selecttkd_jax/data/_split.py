@@ -41,25 +41,19 @@ def read_held_out(config: DataConfig) -> list[Record]:
 
 
 def count_held_out(config: DataConfig) -> list[int]:
-    """How many rows of each source are held out: by the weights, or evenly where there are none.
+    """How many rows of each source are held out: as many of one as of another, whatever its weight.
+
+    So runs with other weights are measured on the same rows.
 
     Example:
         >>> from selecttkd_jax.data import SourceConfig
         >>> sources = (SourceConfig(path="a", weight=3), SourceConfig(path="b", weight=1))
-        >>> count_held_out(DataConfig(sources=sources, held_out_rows=10))
-        [8, 2]
+        >>> count_held_out(DataConfig(sources=sources, held_out_rows=9))
+        [5, 4]
     """
     sources = config.training_sources()
-    if config.held_out is not None:
-        return [0] * len(sources)
-    weights = [1.0 if source.weight is None else source.weight for source in sources]
-    exact = [config.held_out_rows * weight / sum(weights) for weight in weights]
-    counts = [int(count) for count in exact]
-    # What rounding down has left goes to those that lost most by it.
-    lost = sorted(range(len(sources)), key=lambda index: counts[index] - exact[index])
-    for index in lost[: config.held_out_rows - sum(counts)]:
-        counts[index] += 1
-    return counts
+    each, more = (0, 0) if config.held_out is not None else divmod(config.held_out_rows, len(sources))
+    return [each + (number < more) for number in range(len(sources))]
 
 
 def _read(config: DataConfig, path: str, split: str | None, columns: tuple[str, ...] | None) -> list[Record]:

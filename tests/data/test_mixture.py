@@ -88,6 +88,11 @@ def test_every_stretch_of_a_mixture_has_its_shares(weights, start):
     assert mixture[0] == (0, 0)
 
 
+def test_shares_stay_exact_for_ever():
+    assert Mixture([0.7, 0.3], 2**48)[10**9] == (0, 700_000_000)
+    assert Mixture([0.3, 0.3, 0.4], 2**48)[10**9 + 2] == (2, 400_000_000)
+
+
 @pytest.mark.parametrize(("weights", "shares"), [((3.0, 1.0), (6, 2)), ((0.1, 0.3), (2, 6)), ((0.7, 0.1), (7, 1))])
 def test_each_batch_has_the_shares_that_the_weights_say(weights, shares):
     batches = data.make_batches(mix(weights), 8, LENGTH, seed=1)
@@ -174,11 +179,10 @@ def test_a_weight_is_more_than_zero(weight):
         data.SourceConfig(path="b.jsonl", weight=weight)
 
 
-def test_held_out_rows_are_shared_by_weight_or_evenly():
-    def count(*weights, rows=10):
-        sources = tuple(data.SourceConfig(path=str(i), weight=weight) for i, weight in enumerate(weights))
+def test_held_out_rows_are_shared_evenly():
+    def count(number, rows):
+        sources = tuple(data.SourceConfig(path=str(i), weight=1.0 + i) for i in range(number))
         return data.count_held_out(data.DataConfig(sources=sources, held_out_rows=rows))
 
-    assert count(1.0, 1.0, 1.0) == [4, 3, 3] and count(None, None) == [5, 5]
-    assert count(98.0, 1.0, 1.0) == [10, 0, 0] and count(0.1, 0.2, rows=64) == [21, 43]
+    assert count(3, 10) == [4, 3, 3] and count(2, 64) == [32, 32] and count(3, 2) == [1, 1, 0]
     assert data.count_held_out(data.DataConfig(sources=(SOURCE,), held_out="b.jsonl")) == [0]

@@ -57,8 +57,8 @@ def test_sources_come_back_from_the_file_that_a_run_saves(config, files, tmp_pat
 def test_a_mixed_run_learns_resumes_and_knows_its_weights(config, files, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         whole = runs.train(mixed(config, files, tmp_path / "whole"))
-    assert "first.jsonl: 12 rows, 75 % of what is learned from" in caplog.text
-    assert "second.jsonl: 7 rows, 25 % of what is learned from" in caplog.text
+    assert "first.jsonl: 13 rows, 75 % of what is learned from" in caplog.text
+    assert "second.jsonl: 6 rows, 25 % of what is learned from" in caplog.text
     assert whole.after["kl"] < whole.before["kl"]
 
     class Stopped(Exception):
@@ -98,6 +98,8 @@ def test_each_source_is_kept_by_itself(config, files, tmp_path, monkeypatch):
     kept = _prepare.prepare(mixed(config, files, cache=folder))
     assert len(asked) == 4 and kept.train_rows.fingerprint == fresh.train_rows.fingerprint
     assert not kept.train_rows.tokens[-1].flags.writeable  # the file's
+    _prepare.prepare(mixed(config, files, cache=folder, weights=(4.0, 1.0)))
+    assert len(asked) == 4
     other = _prepare.prepare(mixed(config, files, cache=folder, weights=(4.0, 1.0), held_out=str(files[1])))
     # The held-out rows are another file's now, so the sources hold none out.
     assert asked[4:] == ["second.jsonl", "first.jsonl", "second.jsonl"] and len(other.train_rows) == 23
@@ -145,5 +147,5 @@ def test_a_source_without_a_usable_row_is_named(config, files, tmp_path):
         _prepare.prepare(mixed(config, (files[0], none), held_out=str(files[1])))
     with pytest.raises(InputError, match=r"few\.jsonl' is empty"):
         _prepare.prepare(mixed(config, (files[0], few)))
-    with pytest.raises(InputError, match=r"none\.jsonl has 1 rows, .* hold out 1 of the 4 of them"):
+    with pytest.raises(InputError, match=r"none\.jsonl has 1 rows, .* hold out 2 of the 4 of them"):
         _prepare.prepare(mixed(config, (files[0], none)))
