@@ -107,6 +107,15 @@ def test_each_source_is_kept_by_itself(config, files, tmp_path, monkeypatch):
     assert _prepare.prepare(again).train_rows.fingerprint != other.train_rows.fingerprint and len(asked) == 7
 
 
+def test_an_evaluation_reads_the_last_rows_of_each_source(config, files):
+    records = data.read_held_out(mixed(config, files, held_out_rows=3).data)
+    assert [Path(record.source).name for record in records] == [
+        "first.jsonl line 14",
+        "first.jsonl line 15",
+        "second.jsonl line 8",
+    ]
+
+
 def test_held_out_rows_of_one_source_in_another_are_reported(config, files, caplog):
     twice = (files[0], files[0].with_name("again.jsonl"))
     twice[1].write_text("".join(reversed(files[0].read_text().splitlines(keepends=True))))
