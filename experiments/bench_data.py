@@ -2,13 +2,15 @@
 
 Command:   python experiments/bench_data.py GSM8K_TRAIN.jsonl     --rows 100000
 Needs:     two CPU cores; train.jsonl of github.com/openai/grade-school-math, whose rows are taken over and over.
-Time:      three minutes.
+Time:      five minutes.
 Writes:    experiments/results/data.csv: a line a start.
 
 Each start is a process of its own, with the tokenizer of SmolLM2 and rows of up to 512 tokens: a file of all rows is
-read, rendered, tokenised and kept; the second start reads it back. `rows_s` is the time until rows are there, with
-tokenizers and checks. `traced_s` and `compiled_s` are the time of the step's program: SmolLM2-135M teaches itself, four
-rows a batch. `peak_mib` is the largest resident set, in which pages of a mapped file count where they were touched.
+read, rendered, tokenised and kept; the second start reads it back. Before them one start makes the rows in one process
+(data.workers = 1) and keeps nothing; the first start makes them in as many as there are cores. `rows_s` is the time
+until rows are there, with tokenizers and checks. `traced_s` and `compiled_s` are the time of the step's program:
+SmolLM2-135M teaches itself, four rows a batch. `rows_mib` is the largest resident set until rows are there, in which
+pages of a mapped file count where they were touched, and `worker_mib` that of the largest process that makes rows.
 
 Expected:  the second start takes seconds where the first takes minutes, and compiles in a fifth of the time at most.
 """
@@ -35,7 +37,7 @@ from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.runs import _prepare, config_from_dict, specify_step
 from selecttkd_jax.sharding import make_mesh
 
-folder = sys.argv[1]
+folder, workers = sys.argv[1], int(sys.argv[2])
 config = config_from_dict(
     {
         "output": folder + "/run",
@@ -43,7 +45,8 @@ config = config_from_dict(
         "data": {
             "train": folder + "/rows.jsonl",
             "columns": ["question", "answer"],
-            "cache": folder + "/kept",
+            "cache": "off" if workers else folder + "/kept",
+            **({"workers": workers} if workers else {}),
             "max_length": 512,
             "batch_size": 4,
         },
@@ -53,6 +56,10 @@ config = config_from_dict(
 began = time.perf_counter()
 prepared = _prepare.prepare(config)
 marks = [began, time.perf_counter()]
+peaks = [resource.getrusage(whose).ru_maxrss // 1024 for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+if workers:
+    print(len(prepared.train_rows), f"{marks[1] - marks[0]:.2f}", "-", "-", *peaks)
+    sys.exit()
 keep_programs(folder + "/programs")
 mesh = make_mesh(config.mesh)
 step, specs = specify_step(config, prepared.pair, mesh)
@@ -62,14 +69,13 @@ with jax.set_mesh(mesh):
     marks.append(time.perf_counter())
     lowered.compile()
     marks.append(time.perf_counter())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 seconds = [marks[1] - marks[0], marks[3] - marks[2], marks[4] - marks[3]]
-print(len(prepared.train_rows), *(f"{number:.2f}" for number in seconds), round(peak))
+print(len(prepared.train_rows), *(f"{number:.2f}" for number in seconds), *peaks)
 """
 
 
 def main() -> None:
-    """Writes the data, starts twice, and writes the table."""
+    """Writes the data, starts three times, and writes the table."""
     parser = argparse.ArgumentParser(description="How long a start takes until its first step.")
     parser.add_argument("gsm8k", type=Path, help="train.jsonl of openai/grade-school-math")
     parser.add_argument("--rows", type=int, default=100_000)
@@ -82,14 +88,14 @@ def main() -> None:
             for number, row in enumerate(islice(cycle(list(rows)), options.rows)):
                 record = json.loads(row)
                 file.write(json.dumps(record | {"question": f"{number}. {record['question']}"}) + "\n")
-        for start in ("first", "second"):
+        for start, workers in (("one process", 1), ("first", 0), ("second", 0)):
             said = subprocess.run(
-                [sys.executable, "-c", START, scratch],
+                [sys.executable, "-c", START, scratch, str(workers)],
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            names = ("rows", "rows_s", "traced_s", "compiled_s", "peak_mib")
+            names = ("rows", "rows_s", "traced_s", "compiled_s", "rows_mib", "worker_mib")
             lines.append({"start": start} | dict(zip(names, said.stdout.split(), strict=True)))
             print(lines[-1], flush=True)
     here = {"date": datetime.date.today().isoformat(), **describe()}

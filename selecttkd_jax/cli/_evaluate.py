@@ -43,7 +43,8 @@ class Evaluate:
             return 0
         if self.json:
             said = [{"student": student, **numbers} for student, numbers in zip(students, found, strict=True)]
-            data = {"teacher": config.models.teacher, "held_out": config.data.held_out or config.data.train}
+            rows = config.data.held_out or ", ".join(source.path for source in config.data.training_sources())
+            data = {"teacher": config.models.teacher, "held_out": rows}
             print(json.dumps({**data, "students": said}, indent=2))
         else:
             _print_table(students, found)

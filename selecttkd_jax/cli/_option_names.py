@@ -1,4 +1,4 @@
-"""The names of a command's options, to find the nearest one to a slip."""
+"""The options of a command: their names, to find the nearest one to a slip, and their types."""
 
 import dataclasses
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -6,9 +6,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_type
 import tyro
 
 
-def option_names(kind: Any) -> list[str]:
-    """The dotted names of all options of a command, with underscores."""
-    found = []
+def option_types(kind: Any) -> dict[str, Any]:
+    """The type of each option of a command, by its dotted name with underscores."""
+    found = {}
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         if not (is_typeddict(kind) or name in {entry.name for entry in dataclasses.fields(kind)}):
             continue
@@ -16,7 +16,8 @@ def option_names(kind: Any) -> list[str]:
         inner, *settings = get_args(annotation) if annotated else (annotation,)
         if dataclasses.is_dataclass(inner) or is_typeddict(inner):
             is_named = not any(one is tyro.conf.OmitArgPrefixes or getattr(one, "name", None) == "" for one in settings)
-            found += [f"{name}.{below}" if is_named else below for below in option_names(inner)]
+            prefix = f"{name}." if is_named else ""
+            found |= {f"{prefix}{below}": below_type for below, below_type in option_types(inner).items()}
         else:
-            found.append(name)
+            found[name] = inner
     return found

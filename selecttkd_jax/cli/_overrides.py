@@ -46,6 +46,8 @@ def as_dictionary(name: str, kinds: tuple[type[Any], ...], about: str) -> Any:
     fields = {}
     for option, owners in runs.options_of(kinds).items():
         inner = runs.section_kinds(owners[0][1].type)
+        if runs.table_kind(owners[0][1].type):
+            continue  # a list of tables is for the file
         if inner:
             text = field_docs(owners[0][0]).get(option) or inner[0].__doc__ or ""
             fields[option] = as_dictionary(option, inner, text)

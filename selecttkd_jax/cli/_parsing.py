@@ -13,7 +13,7 @@ import tyro
 
 from selecttkd_jax._errors import InputError, check_one_of, did_you_mean
 from selecttkd_jax.cli._commands import GLOBAL_OPTIONS
-from selecttkd_jax.cli._option_names import option_names
+from selecttkd_jax.cli._option_names import option_types
 
 Command = TypeVar("Command")
 
@@ -26,6 +26,7 @@ def parse(command: type[Command], words: list[str], program: str) -> Command | N
     """
     box = io.StringIO()
     try:
+        words = _as_flags(command, words)
         with contextlib.redirect_stderr(box), _refusals(lambda refusal: _raise(refusal, command, words)):
             return _expand_paths(tyro.cli(command, args=words, prog=program, config=(tyro.conf.AvoidSubcommands,)))
     except InputError as error:
@@ -34,6 +35,26 @@ def parse(command: type[Command], words: list[str], program: str) -> Command | N
         if not stop.code:
             return None
     raise InputError(f"{_unboxed(box.getvalue())} (see {program} --help)")
+
+
+def _as_flags(command: Any, words: list[str]) -> list[str]:
+    """Words for tyro, to which a yes or no is `--packing` or `--no-packing`; `--packing true` says the same."""
+    options = {name.replace("_", "-"): kind for name, kind in option_types(command).items()}
+    switches = {f"--{name}" for name, kind in options.items() if kind is bool}
+    found: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if equals and option.replace("_", "-") in switches:
+            if value.lower() not in ("true", "false"):
+                raise InputError(f"{option} must be true or false, got {value!r}")
+            found.append(option)
+            word = value
+        if found and found[-1].replace("_", "-") in switches and word.lower() in ("true", "false"):
+            section, dot, name = found.pop().removeprefix("--").rpartition(".")
+            found.append(f"--{section}{dot}{'' if word.lower() == 'true' else 'no-'}{name}")
+        else:
+            found.append(word)
+    return found
 
 
 def _expand_paths(command: Command) -> Command:
@@ -91,7 +112,9 @@ def _unknown(tokens: list[str], command: Any) -> str:
         return f"{tokens[0]!r} is one argument too many"
     if option in GLOBAL_OPTIONS:
         return f"{option} goes before the command: selecttkd {option} ..."
-    known = [f"--{name.replace('_', '-')}" for name in option_names(command)]
+    if option.startswith("--data.sources"):
+        return "several data sets stand in the configuration file, each as [[data.sources]], not on the command line"
+    known = [f"--{name.replace('_', '-')}" for name in option_types(command)]
     # The right name without its section is the likeliest slip.
     bare = option.removeprefix("--").replace("_", "-")
     same = [name for name in known if name.endswith(f".{bare}")]

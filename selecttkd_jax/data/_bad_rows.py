@@ -27,6 +27,10 @@ class BadRows:
     def __len__(self) -> int:
         return len(self._errors)
 
+    def extend(self, others: "BadRows") -> None:
+        """Takes over what is wrong with later rows."""
+        self._errors += others._errors
+
     @contextmanager
     def row(self) -> Iterator[None]:
         """Around what is done with one row: its InputError is kept for later."""

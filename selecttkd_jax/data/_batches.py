@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from selecttkd_jax._errors import InputError, check_at_least
+from selecttkd_jax.data._order import shuffle_rows
 from selecttkd_jax.data._rows import Rows
 
 # What a position in packed batches says of their sequences' length, and no other does.
@@ -136,8 +137,9 @@ def make_batches(
     """Makes shuffled batches of this process's share of each global batch.
 
     The order is one stream of rows, shuffled anew each epoch from `seed`; every row appears once per epoch, and a
-    batch may hold the end of one epoch and the start of the next. Process p of P takes the p-th part of every global
-    batch, so the global order does not depend on P.
+    batch may hold the end of one epoch and the start of the next. Rows of several sources with weights are mixed, each
+    source in its own shuffled order (`join_rows`). Process p of P takes the p-th part of every global batch, so the
+    global order does not depend on P.
 
     Args:
         rows: Tokenised rows.
@@ -190,15 +192,6 @@ def eval_batches(rows: Rows, batch_size: int, max_length: int) -> list[Batch]:
     alone = [[index] for index in range(len(rows))]
     starts = range(0, len(rows), batch_size)
     return [collate(rows, alone[start : start + batch_size], batch_size, max_length) for start in starts]
-
-
-def shuffle_rows(rows: Rows, seed: int, epochs: int | None = None) -> Any:
-    """The rows' indices by their place in one stream, shuffled anew each epoch: a `grain.MapDataset`."""
-    import grain
-
-    # For ever is 2^48 rows: grain's own endless length, rounded to batches of one row, is no length any more.
-    passes = 2**48 // len(rows) if epochs is None else epochs
-    return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(passes)
 
 
 def check_share(batch_size: int, seed: int, process_index: int, process_count: int) -> slice:

@@ -2,7 +2,9 @@
 
 import datetime
 import json
-from dataclasses import dataclass, field
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
@@ -13,12 +15,37 @@ RUN_DATE = "2024-07-26"
 the same rows on every day and every host. (Llama 3's template falls back to this date, too.)"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several data sets that a run learns from."""
+
+    path: str
+    """JSONL, CSV or Parquet file, directory saved by `datasets`, or hub name of a data set."""
+    weight: float | None = None
+    """How many rows come from here, relative to the other sources' weights. Left out in all sources: as many as there
+    are, each once an epoch."""
+    split: str | None = None
+    """Split of a `datasets` data set that has several. Left out: data.train_split."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns in raw data. Left out: data.columns."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError("the path of a source is empty: name a JSONL file, a saved data set or a hub data set")
+        if self.weight is not None and not (0 < self.weight < math.inf):
+            raise InputError(f"the weight of the source {self.path} must be more than 0 and finite, got {self.weight}")
+        check_columns(f"columns of the source {self.path}", self.columns)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Training rows, held-out rows, and the shape of a batch."""
 
-    train: str
-    """JSONL, CSV or Parquet file, directory saved by `datasets`, or hub name of a data set."""
+    train: str | None = field(default=None, metadata={"unless": "sources"})
+    """JSONL, CSV or Parquet file, directory saved by `datasets`, or hub name of a data set. Several of them stand in
+    the configuration file, each as a table [[data.sources]] with its path."""
+    sources: tuple[SourceConfig, ...] | None = None
+    """In place of `train`: several data sets, a table [[data.sources]] each."""
     held_out: str | None = None
     """Rows to evaluate on, in the same forms. Left out: the last `held_out_rows` of the training data."""
     train_split: str = "train"
@@ -45,17 +72,18 @@ class DataConfig:
     cache: str | None = None
     """Folder in which tokenised rows are kept for the next start; off: nowhere. Left out: the user's cache directory,
     for data of 1 MiB and more."""
+    workers: int | None = None
+    """Processes that render and tokenise rows. Left out: one for each core, at most eight, where there are 50,000
+    messages or more, and this one alone for less."""
     packing: bool = False
     """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
 
     def __post_init__(self) -> None:
-        if not self.train:
-            raise InputError("data.train is empty: name a JSONL file, a saved data set or a hub data set")
+        self._check_sources()
         if self.cache == "":
             raise InputError('data.cache is empty: name a folder, or "off" to keep no rows')
         check_one_of("data.template", self.template, TEMPLATES)
-        if self.columns is not None and len(self.columns) not in (2, 3):
-            raise InputError(f"data.columns must name two or three columns, got {', '.join(self.columns) or 'none'}")
+        check_columns("data.columns", self.columns)
         try:
             datetime.date.fromisoformat(self.date)
         except ValueError:
@@ -66,4 +94,51 @@ class DataConfig:
             raise InputError("data.template_kwargs holds what JSON cannot, such as a date; write it as text") from None
         check_at_least("data.max_length", self.max_length, 2)
         check_at_least("data.batch_size", self.batch_size, 1)
+        if self.workers is not None:
+            check_at_least("data.workers", self.workers, 1)
         check_at_least("data.held_out_rows", self.held_out_rows, 1)
+
+    def _check_sources(self) -> None:
+        if self.sources is None:
+            if not self.train:
+                what = "missing" if self.train is None else "empty"
+                raise InputError(
+                    f"data.train is {what}: name a JSONL file, a saved data set or a hub data set, or several as "
+                    "[[data.sources]]"
+                )
+            return
+        if self.train is not None:
+            raise InputError("data.train and [[data.sources]] both say what to learn from: leave one of them out")
+        if not self.sources:
+            raise InputError("data.sources is empty: write a table [[data.sources]] with a path for each data set")
+        without = [source.path for source in self.sources if source.weight is None]
+        if 0 < len(without) < len(self.sources):
+            raise InputError(
+                f"the source {without[0]} has no weight, and another source has one: weigh all of [[data.sources]] or "
+                "none"
+            )
+        (name, count), *_ = Counter((source.path, source.split) for source in self.sources).most_common(1)
+        if count > 1:
+            raise InputError(
+                f"the source {name[0]} stands {count} times in [[data.sources]]; name it once, with a larger weight"
+            )
+
+    def training_sources(self) -> tuple[SourceConfig, ...]:
+        """What is learned from: `train` alone, or all sources, each with its split and its columns."""
+        if self.sources is None:
+            assert self.train is not None  # checked at construction
+            return (SourceConfig(path=self.train, split=self.train_split, columns=self.columns),)
+        return tuple(
+            replace(
+                source,
+                split=self.train_split if source.split is None else source.split,
+                columns=self.columns if source.columns is None else source.columns,
+            )
+            for source in self.sources
+        )
+
+
+def check_columns(name: str, columns: tuple[str, ...] | None) -> None:
+    """Raises InputError unless columns are two or three, or left out."""
+    if columns is not None and len(columns) not in (2, 3):
+        raise InputError(f"{name} must name two or three columns, got {', '.join(columns) or 'none'}")

@@ -170,12 +170,12 @@ def _read_saved_dataset(directory: Path, split: str) -> Iterator[Row]:
             raise InputError(
                 f"data set {str(directory)!r} has no split {split!r}; it has {', '.join(map(str, loaded))}"
             )
-        loaded = loaded[split]
+        return _number_rows(loaded[split], f"{directory} {split}")
     return _number_rows(loaded, str(directory))
 
 
 def _read_hub_dataset(name: str, split: str) -> Iterator[Row]:
-    return _number_rows(_load_hub_dataset(name, split), name)
+    return _number_rows(_load_hub_dataset(name, split), f"{name} {split}")
 
 
 def _load_hub_dataset(name: str, split: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from selecttkd_jax.data._batches import PACKED_INTO, Batch, check_fit, check_share, check_state, collate, shuffle_rows
+from selecttkd_jax.data._batches import PACKED_INTO, Batch, check_fit, check_share, check_state, collate
+from selecttkd_jax.data._order import shuffle_rows
 from selecttkd_jax.data._rows import Rows
 
 # Rows that are packed together. With more, hardly a sequence more is full; and a resumed run packs one window again.
@@ -103,8 +104,9 @@ def pack_batches(
 ) -> PackedBatches:
     """Makes shuffled batches of `batch_size` sequences of `max_length` tokens, with as many rows in each as fit.
 
-    Every row appears once per epoch; a batch may hold the end of one epoch and the start of the next. Process p of P
-    takes the p-th part of every global batch, so the global order does not depend on P.
+    The rows come in the order of `make_batches`: every one once per epoch, or mixed by weight; a batch may hold the end
+    of one epoch and the start of the next. Process p of P takes the p-th part of every global batch, so the global
+    order does not depend on P.
 
     Args:
         rows: Tokenised rows.

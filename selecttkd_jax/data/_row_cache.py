@@ -129,9 +129,11 @@ def _make(file: Path, make: Callable[[], dict[str, Rows]]) -> dict[str, Rows]:
         _write(file, made, told)
         _drop_old(file.parent, keep=file)
         logger.info("rows are kept for the next start: %s", file)
+        # As the other processes have them: in pages that all of a machine's processes share, and not in lists.
+        return _map(file)[0]
     except (OSError, ValueError) as error:
         logger.warning("rows are not kept: %s", error)
-    return made
+        return made
 
 
 def fingerprint_tokenizer(tokenizer: Tokenizer) -> str:
@@ -178,7 +180,7 @@ def _write(file: Path, sets: Mapping[str, Rows], told: Sequence[tuple[int, str]]
     import pyarrow as pa
 
     columns = {"tokens": pa.large_list(pa.int32()), "response": pa.large_list(pa.uint8())}
-    schema = pa.schema(columns | {"prompt_length": pa.int32(), "source": pa.large_string()})
+    schema = pa.schema(columns | {"prompt_length": pa.int32(), "checksum": pa.uint32(), "source": pa.large_string()})
     facts = {name: _facts(rows) for name, rows in sets.items()}
     schema = schema.with_metadata({"facts": json.dumps({"sets": facts, "told": told})})
     part = file.with_suffix(f".{os.getpid()}.part")
@@ -192,6 +194,7 @@ def _write(file: Path, sets: Mapping[str, Rows], told: Sequence[tuple[int, str]]
                     pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
                     pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(response)),
                     pa.array(rows.prompt_lengths, pa.int32()),
+                    pa.array(rows.checksums),
                     pa.array(list(rows.sources), pa.large_string()),
                 ]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -206,31 +209,35 @@ def _facts(rows: Rows) -> dict[str, int]:
 
 
 def _read(file: Path) -> dict[str, Rows] | None:
-    """What is kept in a file, in the memory of the system's page cache alone; None where there is none to be read."""
-    import pyarrow as pa
-
+    """What is kept in a file, and what was told of it told again; None where there is none to be read."""
     if not file.exists():
         return None
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(file)))
-        kept = json.loads(reader.schema.metadata[b"facts"])
-        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        sets = {
-            name: _to_rows(batch, facts) for (name, facts), batch in zip(kept["sets"].items(), batches, strict=True)
-        }
-    except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
+        sets, told = _map(file)
+    except (OSError, ValueError, KeyError) as error:
         logger.warning("kept rows cannot be read and are made anew: %s: %s", file, error)
         return None
     logger.info("rows from %s", file)
     with contextlib.suppress(OSError):  # somebody else's
         os.utime(file)
-    for level, message in kept["told"]:
+    for level, message in told:
         logger.log(level, "%s", message)
     return sets
 
 
-def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:
-    tokens, response, prompt_lengths, source = batch.columns
+def _map(file: Path) -> tuple[dict[str, Rows], list[tuple[int, str]]]:
+    """Rows in the memory of the system's page cache alone, and the warnings that were told of them."""
+    import pyarrow as pa
+
+    reader = pa.ipc.open_file(pa.memory_map(str(file)))
+    kept = json.loads(reader.schema.metadata[b"facts"])
+    batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    sets = {name: _to_rows(batch, facts) for (name, facts), batch in zip(kept["sets"].items(), batches, strict=True)}
+    return sets, kept["told"]
+
+
+def _to_rows(batch: Any, facts: dict[str, Any]) -> Rows:
+    tokens, response, prompt_lengths, checksums, source = batch.columns
     offsets = tokens.offsets.to_numpy()
     rows = Rows(
         tokens=Ragged(tokens.values.to_numpy(), offsets),
@@ -240,7 +247,8 @@ def _to_rows(batch: Any, facts: dict[str, int]) -> Rows:
     )
     # What was counted once is not counted again: that would read all of the file.
     rows.__dict__.update({name: facts[name] for name in _SUMS})
-    rows.__dict__.update(lengths=np.diff(offsets), prompt_lengths=prompt_lengths.to_pylist())
+    known = {"lengths": np.diff(offsets), "checksums": checksums.to_numpy()}
+    rows.__dict__.update(known, prompt_lengths=prompt_lengths.to_pylist())
     return rows
 
 

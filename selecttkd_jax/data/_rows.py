@@ -9,6 +9,21 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """The rows of one of several sources.
+
+    Attributes:
+        name: The source.
+        count: How many rows it has.
+        weight: Its share of what is learned from, relative to the others'; None: as many as it has.
+    """
+
+    name: str
+    count: int
+    weight: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """Ragged rows of tokens, none longer than `max_length`, each with a response token or a prompt alone.
 
@@ -21,6 +36,7 @@ class Rows:
         cut: Rows that lost the end of their response.
         dropped: Rows left out because no response token fitted.
         sources: Where each row came from, `train.jsonl line 7`; empty where nobody knows.
+        parts: The several sources whose rows follow on each other here (`join_rows`); empty for rows of one.
     """
 
     tokens: Sequence[np.ndarray]
@@ -30,6 +46,7 @@ class Rows:
     cut: int = 0
     dropped: int = 0
     sources: Sequence[str] = ()
+    parts: tuple[Part, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -40,7 +57,12 @@ class Rows:
         tokens, response = (tuple(values[index] for index in kept) for values in (self.tokens, self.response))
         dropped = self.dropped + len(self) - len(kept)
         named = tuple(self.sources[index] for index in kept)
-        return dataclasses.replace(self, tokens=tokens, response=response, dropped=dropped, sources=named)
+        return Rows(tokens, response, self.max_length, self.read, self.cut, dropped, named)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether rows come by the weights of their sources, some of them more often than others."""
+        return any(part.weight is not None for part in self.parts)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -73,6 +95,11 @@ class Rows:
         return sum(not response.any() for response in self.response)
 
     @functools.cached_property
+    def checksums(self) -> np.ndarray:
+        """A checksum of each row's ids, uint32, to find a row without reading the others."""
+        return np.fromiter((zlib.crc32(tokens.tobytes()) for tokens in self.tokens), np.uint32, len(self))
+
+    @functools.cached_property
     def fingerprint(self) -> int:
         """A checksum of ids and masks, to tell whether a resumed run reads the same rows."""
         checksum = 0
@@ -83,6 +110,25 @@ class Rows:
     def fill(self, length: int) -> float:
         """The share of sequences of `length` tokens that rows fill, one in each."""
         return self.total_tokens / (len(self) * length)
+
+    def describe_parts(self) -> list[str]:
+        """A line for the log for each of several sources: its rows, and its share of what is learned from."""
+        total = sum(part.count if part.weight is None else part.weight for part in self.parts)
+        lines = []
+        for part in self.parts:
+            share = (part.count if part.weight is None else part.weight) / total
+            passes = share * len(self) / part.count
+            lines.append(
+                f"{part.name}: {part.count:,} rows, {100 * share:.3g} % of what is learned from; {passes:.3g} times "
+                "through them an epoch"
+            )
+        return lines
+
+    def count_known(self, others: "Rows") -> int:
+        """How many of the other rows are among these, token by token."""
+        candidates = np.flatnonzero(np.isin(self.checksums, others.checksums))
+        known = {self.tokens[int(index)].tobytes() for index in candidates}
+        return sum(others.tokens[index].tobytes() in known for index in range(len(others)))
 
     def summary(self) -> str:
         """One line for the log: rows kept, cut and dropped, and the share of tokens that carry loss."""

@@ -4,8 +4,11 @@ The loss covers every token of a response and the end-of-turn token, never the p
 padding. The mask follows the text, not the ids, so a padding token that equals the end token cannot hide the latter.
 """
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +23,16 @@ from selecttkd_jax.data._rows import Rows
 from selecttkd_jax.data._template import ChatTemplate
 from selecttkd_jax.data._tokenizer import Tokenizer
 from selecttkd_jax.data._turns import Turn
+from selecttkd_jax.data._workers import count_workers, map_in_order
 
 logger = logging.getLogger(__name__)
 
 # Handed to the tokenizer at once: enough to use its threads, small enough for memory (300 bytes a token in Python).
 _CHUNK_CHARACTERS = 2**20
+# Handed to a process at once: about half a second of work.
+_CHUNK_RECORDS = 1024
+# Messages that take longer than processes need to start: about fifteen seconds.
+_WORTH_WORKERS = 50_000
 # Of a long text, tokens that are made and thrown away: how a text is split may depend on the next few.
 _SPARE_TOKENS = 64
 
@@ -62,6 +70,8 @@ def tokenize_records(
     date: str = RUN_DATE,
     skip_bad_rows: bool = False,
     prompts_alone: bool = False,
+    name: str = "the data",
+    workers: int | None = 1,
 ) -> Rows:
     """Tokenises records into rows with a response mask.
 
@@ -80,6 +90,9 @@ def tokenize_records(
         date: What a template that writes today's date is told, `"2024-07-26"`.
         skip_bad_rows: Leave records out that the template or the tokenizer refuses, with a warning that counts them.
         prompts_alone: Whether records may lack a response, since somebody will write it.
+        name: What the records are of, for messages.
+        workers: Processes that do it; the rows are the same. None: one for each core, at most eight, and this one alone
+            for less than 50,000 messages.
 
     Returns:
         The rows, in the records' order; log their `summary()`.
@@ -90,36 +103,37 @@ def tokenize_records(
     check_template(tokenizer, template, template_kwargs)
     check_at_least("max_length", max_length, 2)
     chat = ChatTemplate(tokenizer, template_kwargs or {}, date) if template == "chat" else None
-    ends = set(stop_ids) if chat else {tokenizer.eos_token_id}
     records = list(records)
-    bad = BadRows("the data", skip_bad_rows)
-    notes: dict[str, list[str]] = {}
-
-    # Tokenised chunk by chunk, cut at max_length, and kept where a response token is left.
-    tokens, response, kept = [], [], []
-    cut = dropped = 0
-    unended: list[str] = []
-    shortest_prompt, longest = None, longest_token(tokenizer)
-    for chunk in _rendered(records, chat, bad, notes, prompts_alone):
-        for row, source in _tokenize_chunk(chunk, tokenizer, ends, max_length, longest, bad, chat is None):
-            if not row.ended:
-                unended.append(source)
-            if row.has_room(max_length):
-                cut += bool(row.mask[max_length:].any()) or not row.whole
-                tokens.append(row.ids[:max_length].copy())  # a view would keep what is cut
-                response.append(row.mask[:max_length].copy())
-                kept.append(source)
-            else:
-                dropped += 1
-                prompt_length = int(row.mask.argmax()) or len(row.ids)
-                shortest_prompt = min(prompt_length, shortest_prompt or prompt_length)
+    if workers is None:
+        messages = sum(len(record.prompt) + len(record.response) for record in records)
+        workers = count_workers(messages, _WORTH_WORKERS)
+    make = partial(
+        _make_rows,
+        tokenizer=tokenizer,
+        chat=chat,
+        ends=frozenset(stop_ids) if chat else frozenset([tokenizer.eos_token_id]),
+        max_length=max_length,
+        longest=longest_token(tokenizer),
+        prompts_alone=prompts_alone,
+    )
+    if workers > 1:
+        logger.info("%s: %s records are tokenised in %d processes", name, f"{len(records):,}", workers)
+    chunks = [records[start : start + _CHUNK_RECORDS] for start in range(0, len(records), _CHUNK_RECORDS)]
+    made, bad = _Made(), BadRows(name, skip_bad_rows)
+    with contextlib.closing(map_in_order(make, chunks, min(workers, max(len(chunks), 1)))) as finished:
+        for chunk in finished:
+            made.extend(chunk)
+            bad.extend(chunk.bad)
 
     # What the user has to know of what was lost.
     bad.finish(len(records))
-    if not tokens:
-        reason = f"the shortest prompt has {shortest_prompt} tokens" if shortest_prompt else "there are no records"
-        raise InputError(f"no row is left: {reason}, max_length is {max_length}; raise max_length or shorten the data")
-    for note, sources in notes.items():
+    if not made.tokens:
+        shortest = made.shortest_prompt
+        reason = f"the shortest prompt has {shortest} tokens" if shortest else "there are no records"
+        raise InputError(
+            f"no row of {name} is left: {reason}, max_length is {max_length}; raise max_length or shorten the data"
+        )
+    for note, sources in made.notes.items():
         logger.warning(
             "the chat template leaves out %s: in %d of %d rows, first in %s",
             note,
@@ -127,15 +141,85 @@ def tokenize_records(
             len(records),
             sources[0],
         )
-    if unended:
+    if made.unended:
         logger.warning(
             "%d of %d rows have an assistant turn that no end-of-turn token closes: the student will not learn to stop "
             "there. Check the stop ids %s against the chat template.",
-            len(unended),
+            made.unended,
             len(records),
             tuple(stop_ids),
         )
-    return Rows(tuple(tokens), tuple(response), max_length, len(records), cut, dropped, tuple(kept))
+    tokens, response = tuple(made.tokens), tuple(made.response)
+    return Rows(tokens, response, max_length, len(records), made.cut, made.dropped, tuple(made.sources))
+
+
+@dataclasses.dataclass
+class _Made:
+    """What was made of some records.
+
+    Attributes:
+        tokens: Ids of each row.
+        response: Which of them carry loss.
+        sources: Where each row came from.
+        cut: Rows that lost the end of their response.
+        dropped: Records of which no response token fitted.
+        unended: Records with a turn that nothing closes.
+        shortest_prompt: Tokens of the shortest prompt that left no room for a response; 0 without one.
+        notes: What the template leaves out, and of which records.
+        bad: Records that cannot be used.
+    """
+
+    tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+    response: list[np.ndarray] = dataclasses.field(default_factory=list)
+    sources: list[str] = dataclasses.field(default_factory=list)
+    cut: int = 0
+    dropped: int = 0
+    unended: int = 0
+    shortest_prompt: int = 0
+    notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    bad: BadRows = dataclasses.field(default_factory=lambda: BadRows("", skip=False))
+
+    def extend(self, later: "_Made") -> None:
+        """Takes over what was made of later records, but what is wrong with them."""
+        self.tokens += later.tokens
+        self.response += later.response
+        self.sources += later.sources
+        self.cut += later.cut
+        self.dropped += later.dropped
+        self.unended += later.unended
+        self.see_prompt(later.shortest_prompt)
+        for note, sources in later.notes.items():
+            self.notes.setdefault(note, []).extend(sources)
+
+    def see_prompt(self, length: int) -> None:
+        """Remembers the length of a prompt that left no room, if it is the shortest one."""
+        self.shortest_prompt = min(filter(None, (self.shortest_prompt, length)), default=0)
+
+
+def _make_rows(
+    records: Sequence[Record],
+    *,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    ends: Set[int],
+    max_length: int,
+    longest: int,
+    prompts_alone: bool,
+) -> _Made:
+    """Tokenised chunk by chunk, cut at `max_length`, and kept where a response token is left."""
+    made = _Made()
+    for chunk in _rendered(records, chat, made.bad, made.notes, prompts_alone):
+        for row, source in _tokenize_chunk(chunk, tokenizer, ends, max_length, longest, made.bad, chat is None):
+            made.unended += not row.ended
+            if row.has_room(max_length):
+                made.cut += bool(row.mask[max_length:].any()) or not row.whole
+                made.tokens.append(row.ids[:max_length].copy())  # a view would keep what is cut
+                made.response.append(row.mask[:max_length].copy())
+                made.sources.append(source)
+            else:
+                made.dropped += 1
+                made.see_prompt(int(row.mask.argmax()) or len(row.ids))
+    return made
 
 
 def _rendered(
@@ -178,7 +262,7 @@ def _render(record: Record, chat: ChatTemplate | None, prompts_alone: bool) -> R
 def _tokenize_chunk(
     chunk: Sequence[tuple[Rendered, str]],
     tokenizer: Tokenizer,
-    ends: set[int],
+    ends: Set[int],
     max_length: int,
     longest: int,
     bad: BadRows,
@@ -212,7 +296,7 @@ def _append_end(encoded: Encoded, end: int, place: int) -> Encoded:
     return Encoded([*encoded.ids, end], np.append(encoded.starts, place), np.append(encoded.ends, place + 1))
 
 
-def _mask_turns(encoded: Encoded, turns: Sequence[Turn], ends: set[int], cut: int | None, unfinished: bool) -> _Row:
+def _mask_turns(encoded: Encoded, turns: Sequence[Turn], ends: Set[int], cut: int | None, unfinished: bool) -> _Row:
     """Marks each turn from its first token to its end-of-turn token, which the last one lacks if it is `unfinished`.
 
     `cut` is where the text was cut, if it was.

@@ -8,7 +8,7 @@ from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
 from selecttkd_jax.runs._push import push
 from selecttkd_jax.runs._saved import is_run, open_run
-from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
+from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds, table_kind
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
     StepSpecs,
@@ -51,6 +51,7 @@ __all__ = [
     "specify_decoding",
     "specify_evaluation",
     "specify_step",
+    "table_kind",
     "train",
     "trained_student",
 ]

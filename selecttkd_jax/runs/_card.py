@@ -72,7 +72,7 @@ def _training(config: RunConfig, student: models.Origin, teacher: models.Origin 
     rows = [("student before training", f"`{student.name}`")]
     if teacher is not None:
         rows.append(("teacher", f"`{teacher.name}`"))
-    rows.append(("training data", f"`{_name(data.train)}`"))
+    rows.append(("training data", ", ".join(f"`{_name(source.path)}`" for source in data.training_sources())))
     if data.held_out is not None:
         rows.append(("held-out data", f"`{_name(data.held_out)}`"))
     rows += [

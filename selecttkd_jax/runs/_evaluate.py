@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from selecttkd_jax import models
+from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.compilation import keep_programs
@@ -16,7 +16,8 @@ from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._evaluators import make_held_out
 from selecttkd_jax.runs._identity import agreed_facts, describe_ingredients
 from selecttkd_jax.runs._load import load_teacher
-from selecttkd_jax.runs._prepare import check_context, check_models, read_held_out, tell_rows, tokenize
+from selecttkd_jax.runs._prepare import check_context, check_models
+from selecttkd_jax.runs._rows import tell_rows, tokenize
 from selecttkd_jax.runs._specs import choose_attention, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh
 from selecttkd_jax.training import Frozen, Pair, latest_step
@@ -42,7 +43,7 @@ def evaluate_students(config: RunConfig, students: Sequence[str]) -> list[dict[s
         tokenizer, stops = checked[0][1:]
         pairs = [choose_attention(each, pair, mesh) for each, (pair, _, _) in zip(configs, checked, strict=True)]
         shardings = [model_shardings(mesh, each, pair) for each, pair in zip(configs, pairs, strict=True)]
-        rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops)
+        rows = tokenize(config.data, data.read_held_out(config.data), tokenizer, stops)
         tell_rows(rows, "held-out rows")
         for each, pair in zip(configs, pairs, strict=True):
             check_context(pair, rows, "held-out rows")

@@ -28,6 +28,7 @@ WHERE_AND_HOW = {
     "mesh",
     "logging",
     "data.cache",
+    "data.workers",
     "models.remat",
     "training.micro_batches",
     "training.head_memory_mib",
@@ -62,6 +63,9 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{prefix}{name}.")
+        elif _are_tables(left, right):
+            for number, (there, here) in enumerate(zip(left or (), right or (), strict=True)):
+                found += differences(there, here, f"{prefix}{name}[{number}].")
         elif _as_list(left) != _as_list(right):
             found.append(f"{prefix}{name} ({left} there, {right} here)")
     return found
@@ -158,6 +162,13 @@ def check_output(config: RunConfig, directory: Path) -> None:
             f"output {directory} belongs to a different run: {'; '.join(changed)}; choose another output, or restore "
             "these options to resume"
         )
+
+
+def _are_tables(left: Any, right: Any) -> bool:
+    """Whether both are lists of as many tables."""
+    if not (isinstance(left, list) and isinstance(right, list) and len(left) == len(right)):
+        return False
+    return all(isinstance(one, dict) for one in (*left, *right))
 
 
 def _as_list(value: Any) -> Any:

@@ -33,10 +33,8 @@ def make_rollout_files(
 
     @cache
     def read_prompts() -> dict[str, dict[str, Any]]:
-        records = data.read_records(
-            config.train, config.columns, config.train_split, skip_bad_rows=config.skip_bad_rows
-        )
-        return {record.source: data.describe_prompt(record) for record in records}
+        records = (data.read_source(config, source, 0)[0] for source in config.training_sources())
+        return {record.source: data.describe_prompt(record) for some in records for record in some}
 
     def describe(step: int) -> list[dict[str, Any]]:
         rows = [sources[number] for number in batches.list_rows(step)]

@@ -21,9 +21,17 @@ from selecttkd_jax.training import latest_step
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.toml"
-# Section and option; what does not exist here is a name on the hub, and stays one.
-_INPUTS = (("models", "teacher"), ("models", "student"), ("data", "train"), ("data", "held_out"))
-_FOLDERS = (("data", "cache"), ("training", "compilation_cache"))
+# Section and option, and where an option holds several, which; the names that lead to a value.
+Place = tuple[str | int, ...]
+# What does not exist here is a name on the hub, and stays one.
+_INPUTS: tuple[Place, ...] = (
+    ("models", "teacher"),
+    ("models", "student"),
+    ("data", "train"),
+    ("data", "held_out"),
+    ("method", "corpus"),
+)
+_FOLDERS: tuple[Place, ...] = (("data", "cache"), ("training", "compilation_cache"))
 
 
 def save_run(config: RunConfig, directory: Path) -> None:
@@ -68,14 +76,15 @@ def open_run(directory: str | Path, overrides: Mapping[str, Any] | None = None) 
         )
     there = os.path.abspath(expand_home(load_config(directory / CONFIG_FILE).output))
     here = os.path.abspath(directory)
-    for section, option in _INPUTS if there != here else ():
-        value = _get(config, section, option)
-        if option in said.get(section, {}) or value is None or not os.path.isabs(value) or os.path.exists(value):
+    for place in _inputs(config) if there != here else ():
+        value = _get(config, place)
+        if place[1] in said.get(place[0], {}) or value is None or not os.path.isabs(value) or os.path.exists(value):
             continue
         moved = os.path.abspath(os.path.join(here, os.path.relpath(value, there)))
         if os.path.exists(moved):
-            logger.info("%s.%s is no longer %s: taking %s, where it was from the run", section, option, value, moved)
-            config = _set(config, section, option, moved)
+            option = ".".join(map(str, place))
+            logger.info("%s is no longer %s: taking %s, where it was from the run", option, value, moved)
+            config = _set(config, place, moved)
     return config if "output" in said else dataclasses.replace(config, output=here)
 
 
@@ -88,28 +97,28 @@ def recorded_steps(directory: Path) -> int | None:
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration with its local paths written out from the root."""
-    for section, option in _INPUTS:
-        value = _get(config, section, option)
+    for place in _inputs(config):
+        value = _get(config, place)
         if value is not None and expand_home(value).exists():
-            config = _set(config, section, option, os.path.abspath(expand_home(value)))
-    for section, option in _FOLDERS:
-        value = _get(config, section, option)
-        if value not in (None, "off"):
-            config = _set(config, section, option, os.path.abspath(expand_home(value)))
+            config = _set(config, place, os.path.abspath(expand_home(value)))
+    for place in _FOLDERS:
+        value = _get(config, place)
+        if value is not None and value != "off":
+            config = _set(config, place, os.path.abspath(expand_home(value)))
     return dataclasses.replace(config, output=os.path.abspath(expand_home(config.output)))
 
 
 def with_paths_of(there: RunConfig, here: RunConfig) -> RunConfig:
     """`there` with the spelling of `here` in each path that is the same: from the root, or from the run's directory."""
     outputs = [os.path.abspath(expand_home(config.output)) for config in (there, here)]
-    for section, option in _INPUTS:
-        before, now = _get(there, section, option), _get(here, section, option)
+    for place in _inputs(there):
+        before, now = _get(there, place), _get(here, place)
         if before is None or now is None or not os.path.isabs(before):
             continue
         paths = [before, os.path.abspath(expand_home(now))]
         near = [os.path.relpath(path, output) for path, output in zip(paths, outputs, strict=True)]
         if paths[0] == paths[1] or near[0] == near[1]:
-            there = _set(there, section, option, now)
+            there = _set(there, place, now)
     return there
 
 
@@ -125,10 +134,27 @@ def _left_out(config: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _get(config: RunConfig, section: str, option: str) -> str | None:
-    return getattr(getattr(config, section), option)
+def _inputs(config: RunConfig) -> list[Place]:
+    """Where the configuration names what the run reads."""
+    return [*_INPUTS, *(("data", "sources", index, "path") for index in range(len(config.data.sources or ())))]
 
 
-def _set(config: RunConfig, section: str, option: str, value: str) -> RunConfig:
-    changed = dataclasses.replace(getattr(config, section), **{option: value})
-    return dataclasses.replace(config, **{section: changed})
+def _get(config: RunConfig, place: Place) -> str | None:
+    """The value at a place, None where the configuration has no such place."""
+    value: Any = config
+    for name in place:
+        if isinstance(name, int):
+            value = value[name] if value is not None and name < len(value) else None
+        else:
+            value = getattr(value, name, None)
+    return value
+
+
+def _set(holder: Any, place: Place, value: str) -> Any:
+    """`holder`, a configuration or a part of one, with another value at a place that it has."""
+    if not place:
+        return value
+    name, *rest = place
+    if isinstance(name, int):
+        return tuple(_set(each, tuple(rest), value) if index == name else each for index, each in enumerate(holder))
+    return dataclasses.replace(holder, **{name: _set(getattr(holder, name), tuple(rest), value)})

@@ -1,7 +1,7 @@
 """What a configuration's dataclasses say of themselves: which options are sections, and of which kinds.
 
 A section is an option whose type is a dataclass, perhaps one that may be left out (`LoraConfig | None`), or one of
-several that differ by what their `name` is (`Kd | Sft`).
+several that differ by what their `name` is (`Kd | Sft`). Of `tuple[SourceConfig, ...]` a file has a list of tables.
 """
 
 import dataclasses
@@ -25,6 +25,12 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
+def table_kind(annotation: Any) -> Any:
+    """The dataclass of which an option of this type is a list; None for another option."""
+    lists = [get_args(one) for one in alternatives(annotation) if get_origin(one) is tuple]
+    return next((one for one, *_ in lists if dataclasses.is_dataclass(one)), None)
+
+
 def options_of(kinds: tuple[type[Any], ...]) -> dict[str, list[tuple[type[Any], dataclasses.Field]]]:
     """The options of a section by name, each with the kinds that have it."""
     found: dict[str, list[tuple[type[Any], dataclasses.Field]]] = {}
@@ -35,7 +41,9 @@ def options_of(kinds: tuple[type[Any], ...]) -> dict[str, list[tuple[type[Any], 
 
 
 def is_required(entry: dataclasses.Field) -> bool:
-    """Whether an option has no default."""
+    """Whether an option has no default, or needs none only where another one stands (`metadata`: unless)."""
+    if "unless" in entry.metadata:
+        return True
     return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
 
 

@@ -14,7 +14,7 @@ from selecttkd_jax._errors import InputError, check_one_of, did_you_mean
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.methods import MethodConfig
 from selecttkd_jax.runs._config import RunConfig
-from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
+from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds, table_kind
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -59,11 +59,14 @@ def config_from_dict(values: Mapping[str, Any], source: str) -> RunConfig:
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries without the options that were left out, which TOML could not hold."""
-    return {
-        entry.name: config_to_dict(value) if dataclasses.is_dataclass(value) else value
-        for entry in dataclasses.fields(config)
-        if (value := getattr(config, entry.name)) is not None
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            return [config_to_dict(one) for one in value]
+        return config_to_dict(value) if dataclasses.is_dataclass(value) else value
+
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    return {name: plain(value) for name, value in values.items() if value is not None}
 
 
 def save_config(config: RunConfig, path: Path, header: Sequence[str] = ()) -> None:
@@ -126,6 +129,12 @@ def _check_names(values: Mapping[str, Any], kinds: tuple[type[Any], ...], source
         if name not in options:
             raise InputError(f"{source}: unknown option {prefix}{name}{_suggestion(name, options, prefix)}")
         inner = section_kinds(options[name][0][1].type)
+        if table := table_kind(options[name][0][1].type):
+            if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+                raise InputError(f"{source}: {prefix}{name} is a list of tables; write each as [[{prefix}{name}]]")
+            for number, one in enumerate(value):
+                _check_names(one, (table,), source, f"{prefix}{name}[{number}].")
+            continue
         if inner and not isinstance(value, Mapping):
             raise InputError(f"{source}: {prefix}{name} is a section; write it as [{prefix}{name}]")
         if inner:
@@ -150,6 +159,9 @@ def _check_values(values: Mapping[str, Any], kinds: tuple[type[Any], ...], sourc
             raise InputError(f"{source}: {prefix}{name} is an option of {owners}, not of {picked.name}")
         if inner := section_kinds(entry.type):
             _check_values(value, inner, source, f"{prefix}{name}.")
+        elif table := table_kind(entry.type):
+            for number, one in enumerate(value):
+                _check_values(one, (table,), source, f"{prefix}{name}[{number}].")
         else:
             _check_value(value, entry.type, f"{source}: {prefix}{name}")
 
@@ -168,13 +180,16 @@ def _missing(values: Mapping[str, Any], kind: Any, source: str, prefix: str) -> 
     """The dotted names of the options without a default that are not there."""
     found: list[str] = []
     for entry in dataclasses.fields(kind):
-        inner = section_kinds(entry.type)
-        if entry.name not in values and not is_required(entry):
+        inner, table = section_kinds(entry.type), table_kind(entry.type)
+        if entry.name not in values and (not is_required(entry) or entry.metadata.get("unless") in values):
             continue
         if inner:
             section = values.get(entry.name, {})
             picked = _pick(inner, section, f"{source}: {prefix}{entry.name}")
             found += _missing(section, picked, source, f"{prefix}{entry.name}.")
+        elif table:
+            for number, one in enumerate(values[entry.name]):
+                found += _missing(one, table, source, f"{prefix}{entry.name}[{number}].")
         elif entry.name not in values:
             found.append(f"{prefix}{entry.name}")
     return found

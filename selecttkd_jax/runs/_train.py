@@ -259,7 +259,7 @@ def _count_steps(config: RunConfig, rows: data.Rows) -> RunConfig:
         sequences = packed.sequences_an_epoch()
     batches = sequences / batch_size
     steps = ceil(epochs * batches)
-    logger.info("%g epochs are %d steps: %.1f steps go once through the rows", epochs, steps, batches)
+    logger.info("%g epochs are %d steps: one takes %.1f", epochs, steps, batches)
     return replace(config, training=replace(config.training, steps=steps))
 
 

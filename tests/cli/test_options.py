@@ -11,6 +11,8 @@ import pytest
 from selecttkd_jax import runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import COMMANDS, main
+from selecttkd_jax.cli._parsing import parse
+from selecttkd_jax.cli._train import Train
 
 pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
@@ -164,3 +166,29 @@ def test_transformers_does_not_begin_every_command_with_the_lack_of_pytorch():
     )
     done = run_python("-c", script)
     assert done.returncode == 0 and "PyTorch" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.packing"], True),
+        (["--data.packing", "true"], True),
+        (["--data.packing=True"], True),
+        (["--data.no-packing"], False),
+        (["--data.packing", "false"], False),
+        (["--data.packing=false"], False),
+    ],
+)
+def test_a_yes_or_no_is_a_flag_or_a_word(words, expected):
+    asked = parse(Train, [*words, "c.toml"], "train")
+    assert asked is not None and asked.overrides["data"] == {"packing": expected} and str(asked.config) == "c.toml"
+
+
+def test_what_is_neither_yes_nor_no_is_said(bare, capsys):
+    assert "--data.packing must be true or false, got 'maybe'" in errors(
+        capsys, "train", bare[0], "--data.packing=maybe"
+    )
+
+
+def test_several_sources_stand_in_the_file(bare, capsys):
+    assert "as [[data.sources]], not on the command line" in errors(capsys, "train", bare[0], "--data.sources", "x")

@@ -156,7 +156,7 @@ def test_hub_names_may_name_a_subset(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (record,) = read_records("openai/gsm8k:main", ("question", "answer"))
-    assert record.source == "openai/gsm8k:main row 1"
+    assert record.source == "openai/gsm8k:main train row 1"
     read_records("owner/name", ("question", "answer"), split="test")
     assert asked == [("openai/gsm8k", "main", "train"), ("owner/name", None, "test")]
 

@@ -199,7 +199,7 @@ def test_long_rows_lose_their_end_and_rows_without_room_are_dropped(chat_tokeniz
     assert chat_tokenizer.eos_token_id not in rows.tokens[0][rows.response[0]]
     # A prompt that leaves room for exactly one response token is kept, one token less drops it.
     assert tokenize(records[:1], chat_tokenizer, max_length=prompt_length + 1).response_tokens == 1
-    with pytest.raises(InputError, match=f"no row is left: the shortest prompt has {prompt_length} tokens"):
+    with pytest.raises(InputError, match=f"no row of the data is left: the shortest prompt has {prompt_length} tokens"):
         tokenize(records[:1], chat_tokenizer, max_length=prompt_length)
 
 
@@ -217,7 +217,7 @@ def test_records_without_a_response_are_refused_with_the_cure(chat_tokenizer):
     alone = Record((say("user", "a"),), source="prompts.jsonl line 2")
     with pytest.raises(InputError, match="prompts.jsonl line 2 has a prompt but no response.*columns"):
         tokenize([question(), alone], chat_tokenizer)
-    with pytest.raises(InputError, match="no row is left: there are no records"):
+    with pytest.raises(InputError, match="no row of the data is left: there are no records"):
         tokenize([], chat_tokenizer)
 
 

@@ -176,7 +176,7 @@ def test_held_out_rows_cut_from_training_rows_that_repeat_are_reported(config, t
     lines = Path(config.data.train).read_text().splitlines()
     (tmp_path / "twice.jsonl").write_text("\n".join(lines * 2) + "\n")
     with caplog.at_level("WARNING"):
-        _prepare.read_split(replace(config.data, train=str(tmp_path / "twice.jsonl")))
+        _prepare.prepare(replace(config, data=replace(config.data, train=str(tmp_path / "twice.jsonl"))))
     assert "5 of 5 held-out rows are training rows too" in caplog.text
 
 

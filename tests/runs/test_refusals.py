@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import tiny_run
 
-from selecttkd_jax import models
+from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.generation import Sampling
@@ -99,7 +99,7 @@ def test_a_student_is_measured_on_responses(config, prompts):
         prepare(config, WRITTEN[0], held_out=half)
     assert len(prepare(config, WRITTEN[0], held_out=half, skip_bad_rows=True).held_out_rows) == 1
     with pytest.raises(InputError, match=r"prompts\.jsonl line 1 has no response, .* held-out responses"):
-        _prepare.read_held_out(replace(config.data, held_out=prompts))
+        data.read_held_out(replace(config.data, held_out=prompts))
 
 
 def test_a_students_response_that_nobody_looks_at_is_counted(config, tmp_path, caplog):

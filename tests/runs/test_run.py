@@ -184,7 +184,7 @@ def test_held_out_rows_that_are_trained_on_are_reported(config, caplog):
 
     same = replace(config.data, held_out=config.data.train)
     with caplog.at_level("WARNING"):
-        _prepare.read_split(same)
+        _prepare.prepare(replace(config, data=same))
     assert "5 of 5 held-out rows are training rows too" in caplog.text
 
 

@@ -9,7 +9,7 @@ from runs.tiny_run import with_output
 from selecttkd_jax import runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.metrics import read_metrics
-from selecttkd_jax.runs import _prepare
+from selecttkd_jax.runs import _prepare, _rows
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
@@ -22,13 +22,13 @@ def changed(config, **options):
 def tokenized(monkeypatch):
     """How often rows were tokenised."""
     calls = []
-    tokenize = _prepare.tokenize
+    tokenize = _rows.tokenize
 
     def counting(*arguments, **options):
         calls.append(arguments)
         return tokenize(*arguments, **options)
 
-    monkeypatch.setattr(_prepare, "tokenize", counting)
+    monkeypatch.setattr(_rows, "tokenize", counting)
     return calls
 
 
@@ -68,7 +68,7 @@ def test_small_data_are_kept_only_where_a_folder_is_named(config, tmp_path, monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _prepare.prepare(config)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(_prepare, "_WORTH_KEEPING", 1)
+    monkeypatch.setattr(_rows, "_WORTH_KEEPING", 1)
     _prepare.prepare(config)
     assert len(list((tmp_path / "selecttkd_jax" / "rows").glob("*.arrow"))) == 1
 
