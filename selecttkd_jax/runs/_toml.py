@@ -11,6 +11,7 @@ import cattrs
 import tomli_w
 
 from selecttkd_jax._errors import InputError, check_one_of, did_you_mean
+from selecttkd_jax._new_files import write_file
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.methods import MethodConfig
 from selecttkd_jax.runs._config import RunConfig
@@ -68,7 +69,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved configuration as TOML that `load_config` reads back."""
-    path.write_text(tomli_w.dumps(config_to_dict(config)), encoding="utf-8")
+    write_file(path, tomli_w.dumps(config_to_dict(config)))
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

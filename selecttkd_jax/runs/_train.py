@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -15,13 +16,15 @@ from jax.sharding import Mesh
 from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home
+from selecttkd_jax._signals import Signals, open_signals
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
-from selecttkd_jax.metrics import MetricsWriter
+from selecttkd_jax.metrics import MetricsWriter, Row
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._engine import make_engine
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
 from selecttkd_jax.runs._export import export
+from selecttkd_jax.runs._finished import rows_of_finished
 from selecttkd_jax.runs._identity import (
     agreed_facts,
     check_output,
@@ -30,6 +33,7 @@ from selecttkd_jax.runs._identity import (
     describe_ingredients,
 )
 from selecttkd_jax.runs._load import load_teacher, trained_weights
+from selecttkd_jax.runs._output import check_room, clean_output, lock_output
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
 from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
@@ -40,6 +44,7 @@ from selecttkd_jax.training import (
     Checkpoints,
     Explainer,
     Frozen,
+    Health,
     Loss,
     Report,
     abstract_state,
@@ -69,6 +74,7 @@ class Run:
         before: Held-out numbers before the first step; None where their row is lost.
         after: Held-out numbers after the last step.
         plots: The figures; empty without the `plots` extra.
+        skipped: Steps whose loss or gradient was not finite, and which changed nothing.
         measure: Which of these numbers training is to lower: `kl`, or `cross_entropy` where the method asks no teacher.
     """
 
@@ -80,6 +86,7 @@ class Run:
     after: dict[str, float]
     plots: list[Path]
     measure: str
+    skipped: int = 0
 
     @property
     def worsened(self) -> bool:
@@ -94,19 +101,23 @@ def train(config: RunConfig) -> Run:
 
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
+        Interrupted: SIGTERM or SIGINT came (a KeyboardInterrupt). What could be saved is saved.
     """
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform))
+    with jax.set_mesh(mesh), open_signals() as signals, ExitStack() as held:
+        signals.share()
+        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform), signals, held)
 
 
-def _train_on(mesh: Mesh, config: RunConfig) -> Run:
+def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, held: ExitStack) -> Run:
     """What `train` does, in its order: check, load, build, resume, loop, export."""
     # Check everything before a weight is read or a file written.
     directory = expand_home(config.output)
     check_output(config, directory)
     check_options(config.mesh.compiler_options)
+    if (rows := rows_of_finished(directory)) is not None:
+        return _finished_run(config, directory, rows)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs W&B: pip install 'selecttkd-jax[wandb]', or leave it out")
     prepared = prepare(config)
@@ -120,7 +131,8 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     ingredients = describe_ingredients(prepared.pair, prepared.tokenizer, prepared.stop_ids, rows_by_name)
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
     if first:
-        directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock_output(directory))
+        clean_output(directory)
         save_config(config, directory / "config.toml")
 
     # Load.
@@ -164,11 +176,13 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     step = make_step(config, method.loss, optimizer, state_shardings(state.params, optimizer))
 
     # Resume, if there is something to resume.
+    pending: tuple[str, ...] = ()
+    check_room(directory / "checkpoints", state)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints, identity)
     if checkpoints.latest_step is not None:
         template = abstract_state(state)
         del state  # there is not always room for two
-        state, position, made_with = checkpoints.restore(template)
+        state, position, made_with, pending = checkpoints.restore(template)
         check_same_ingredients(made_with, identity, directory)
         method.source.set_state(position)
         logger.info("resuming from step %d", int(state.step))
@@ -179,8 +193,19 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
     if config.data.packing and not config.reads_one_stream():
         place = RowPacker(mesh, rows, config.training.micro_batches * row_devices(mesh))
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
+    health = Health(
+        config.training.max_skipped,
+        config.training.stop_above,
+        directory / "bad_batches",
+        writer.rows,
+        prepared.tokenizer.decode,
+        writes=first,
+    )
     looks = make_rollouts(mesh, config, pair, frozen, prepared, method.source.shapes, recorder, writer)
-    try:
+    # Until the last checkpoint is whole, a signal waits.
+    with signals.deferred(), ExitStack() as closing:
+        closing.callback(checkpoints.close)
+        closing.callback(writer.close)
         with StepProgress(config.training.log_every, shown=first) as progress:
             state = run_loop(
                 state,
@@ -196,15 +221,15 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
                 on_step=progress,
                 explain=partial(_explain, method.loss, frozen),
                 report=partial(_report, recorder, engine) if config.method.writes else None,
+                health=health,
+                signals=signals,
+                pending=pending,
             )
-    finally:
-        writer.close()
-        checkpoints.close()
+        checkpoints.wait()
 
     # Export.
     exported, adapter = export(config, directory, student, state.params, prepared.stop_ids)
-    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := _held_out_of(row))}
-    last = int(state.step)
+    evaluated, last = _evaluated(writer.rows), int(state.step)
     return Run(
         directory=directory,
         student=exported,
@@ -214,6 +239,23 @@ def _train_on(mesh: Mesh, config: RunConfig) -> Run:
         after=evaluated[last] if last in evaluated else held_out(state.params),
         plots=_plot(directory) if first and writer.rows else [],
         measure="kl" if config.method.needs_teacher else "cross_entropy",
+        skipped=health.skipped,
+    )
+
+
+def _finished_run(config: RunConfig, directory: Path, rows: list[Row]) -> Run:
+    """The run that is there, by its rows and its files."""
+    evaluated, adapter, plots = _evaluated(rows), directory / "adapter", directory / "plots"
+    return Run(
+        directory=directory,
+        student=directory / "student",
+        adapter=adapter if adapter.is_dir() else None,
+        metrics=directory / "metrics.jsonl",
+        before=evaluated.get(0),
+        after=evaluated[int(rows[-1]["step"])],
+        plots=sorted(plots.glob("*.png")),
+        measure="kl" if config.method.needs_teacher else "cross_entropy",
+        skipped=sum("skipped" in row for row in rows),
     )
 
 
@@ -247,6 +289,11 @@ def _explain(loss: Loss, frozen: Frozen, batch: Any) -> str:
     except Exception as error:  # it compiles a program, for which there may be no memory: then the number alone is told
         logger.debug("no explanation: %s", error)
         return ""
+
+
+def _evaluated(rows: list[Row]) -> dict[int, dict[str, float]]:
+    """The held-out numbers by their steps."""
+    return {int(row["step"]): numbers for row in rows if (numbers := _held_out_of(row))}
 
 
 def _held_out_of(row: dict[str, float]) -> dict[str, float]:
