@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selecttkd_jax._new_files import write_file
-from selecttkd_jax._outside_files import parse_json
+from selecttkd_jax._outside_files import parse_json, reading
 from selecttkd_jax.metrics._rows import JSONL, TABLE, Row, read_lines, rows_until
 
 
@@ -56,8 +56,9 @@ class MetricsWriter:
         self.rows.append(row)
         if not self._writes:
             return
-        self._file.write(f"{json.dumps(row)}\n")
-        self._file.flush()
+        with reading(self._jsonl, "cannot be written"):
+            self._file.write(f"{json.dumps(row)}\n")
+            self._file.flush()
         self._pass_on(row, list(row))
 
     def complete(self, step: int, numbers: Row) -> Row:
@@ -74,7 +75,8 @@ class MetricsWriter:
         """Brings the rows so far to the disk."""
         if not self._writes:
             return
-        os.fsync(self._file.fileno())
+        with reading(self._jsonl, "cannot be written"):
+            os.fsync(self._file.fileno())
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -82,7 +84,7 @@ class MetricsWriter:
         """Appends what a model wrote for a step; every sample has `step`, `by`, `prompt` and a `marked` response."""
         if not self._writes:
             return
-        with self._samples.open("a", encoding="utf-8") as file:
+        with reading(self._samples, "cannot be written"), self._samples.open("a", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
         shown = ("by", "prompt", "marked")
         if self._tensorboard is not None:
@@ -126,8 +128,7 @@ class MetricsWriter:
         step = int(row["step"])
         values = {name: row[name] for name in names if name != "step"}
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add_scalars(values, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
@@ -150,9 +151,9 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
     if importlib.util.find_spec("tensorboardX") is None:
         return None
-    from tensorboardX import SummaryWriter
+    from selecttkd_jax.metrics._tensorboard import Board
 
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0)
+    return Board(directory / "tensorboard", resume_step + 1 if resume_step else 0)
 
 
 def _wandb_run(directory: Path, project: str | None) -> Any:

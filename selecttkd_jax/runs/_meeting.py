@@ -125,6 +125,8 @@ def _gather(port: int, count: int, deadline: float, timeout: float) -> Connectio
         while len(there) < count - 1:
             missing = [number for number in range(1, count) if number not in there]
             if time.monotonic() > deadline:
+                for connection in there.values():
+                    connection.close()
                 raise InputError(
                     f"{_name(missing, count)} did not come within {timeout:.0f} s (--connect-timeout); see that each "
                     "of them was started with this --coordinator and --num-processes"
