@@ -4,6 +4,7 @@
 # make docs    the site, into site/; a warning is an error. Half a minute
 # make serve-test   the client against a real transformers serve
 # make kill-test    every method killed while it writes and while it learns, ten minutes
+# make chaos   runs killed, told to end and out of disk at random moments; an hour (ARGS="--kills 20 ...")
 # make gpu-check    on a machine with an NVIDIA GPU: right, how fast, and as planned? ten minutes
 # make bench   the race against PyTorch and TRL, about 40 minutes with nothing else running
 #
@@ -17,7 +18,7 @@ PYTHON_NEWEST ?= $(call first_working,python3.13 $(wildcard $(HOME)/.pyenv/versi
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-oldest test-newest lint docs serve-test kill-test reference-job torch-baseline bench bench-core bench-generate bench-methods bench-packing gpu-check
+.PHONY: demo test test-oldest test-newest lint docs serve-test kill-test chaos reference-job torch-baseline bench bench-core bench-generate bench-methods bench-packing gpu-check
 .PHONY: mutation clean
 
 demo: .venv/demo
@@ -48,6 +49,9 @@ docs: .venv/docs
 
 kill-test: .venv/test
 	.venv/bin/python -m pytest -q tests/methods/killed_runs.py
+
+chaos: .venv/test
+	.venv/bin/python experiments/chaos.py $(ARGS)
 
 serve-test: .venv-serve/test
 	.venv-serve/bin/python -m pytest -q tests/serve/real_server.py

@@ -1,5 +1,6 @@
 """Figures from a run's metrics file."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._new_files import write_file
 from selecttkd_jax.metrics import Row, read_metrics
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1600a", "#8a8a8a"
@@ -36,7 +38,9 @@ def plot_run(directory: str | Path) -> list[Path]:
         raise InputError(f"{metrics} is empty: the run has not finished a step yet")
     (directory / "plots").mkdir(exist_ok=True)
     path = directory / "plots" / "curves.png"
-    _curves(rows, directory.name).savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    _curves(rows, directory.name).savefig(drawn, dpi=150)
+    write_file(path, drawn.getvalue())
     return [path]
 
 

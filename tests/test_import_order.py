@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "selecttkd_jax"
 ROOMS = [
-    *("_errors", "_outside_files", "_extras", "_provenance", "_checks", "_array_types", "_mesh_axes", "compilation"),
+    *("_errors", "_signals", "_outside_files", "_new_files", "_extras", "_provenance"),
+    *("_checks", "_array_types", "_mesh_axes", "compilation"),
     *("losses", "selection", "distill"),
     *(
         "sharding",

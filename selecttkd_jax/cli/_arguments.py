@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from selecttkd_jax._errors import check_at_least
+
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Directory = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
 ConfigFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.toml")]
@@ -58,6 +60,8 @@ class HostOptions:
     """How many processes there are; 1 for a run of its own, whatever a launcher says."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
     """Which one this is, from 0."""
+    connect_timeout: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 300
+    """How long to wait for the others at the start."""
 
     def join(self, timeout: int) -> bool:
         """Joins the run's other processes, if there are any.
@@ -68,7 +72,8 @@ class HostOptions:
         from selecttkd_jax import runs
 
         said = runs.Hosts(self.coordinator, num_processes=self.num_processes, process_id=self.process_id)
-        runs.join_hosts(said, timeout)
+        check_at_least("--connect-timeout", self.connect_timeout, 1)
+        runs.join_hosts(said, timeout, connect_timeout=self.connect_timeout)
         import jax
 
         first = jax.process_index() == 0

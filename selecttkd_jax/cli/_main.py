@@ -1,13 +1,18 @@
-"""Which command, and its exit code: 0 done, 1 a failure, 2 a mistake in what was asked for, 130 an interruption."""
+"""Which command, and its exit code.
+
+0 done, 1 a failure, 2 a mistake in what was asked for; 130 and 143 where SIGINT or SIGTERM ended it.
+"""
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
 from selecttkd_jax._errors import InputError, did_you_mean
 from selecttkd_jax._extras import what_to_install
+from selecttkd_jax._signals import Interrupted, open_signals
 from selecttkd_jax.cli._commands import COMMANDS, GLOBAL_OPTIONS, command_class, usage
 from selecttkd_jax.cli._plugins import watch_plugins
 
@@ -35,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The command, and each way in which it may end.
     try:
         _check_global_options(given)
-        return _run(words)
+        with open_signals():
+            return _run(words)
     except BrokenPipeError:  # who read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _leave(1)
@@ -45,10 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (line := what_to_install(error)) is None:
             raise
         return _refuse(error, line, debug=debug)
-    except KeyboardInterrupt:
-        hint = "; the same command resumes from the last checkpoint" if words[:1] == ["train"] else ""
-        _say(f"interrupted{hint}")
-        return _leave(130)
+    except KeyboardInterrupt as error:
+        return _end_early(error, ["selecttkd", *given, *words])
     except Exception as error:
         if (remedy := _describe_out_of_memory(error, words[0])) is not None:
             return _refuse(error, remedy, debug=debug)
@@ -70,6 +74,18 @@ def _refuse(error: Exception, line: str, *, debug: bool) -> int:
         traceback.print_exception(error)
     _say(f"error: {line}")
     return _leave(2)
+
+
+def _end_early(error: KeyboardInterrupt, command: list[str]) -> int:
+    """The end of a command that was told to end: what is kept, and what goes on from there."""
+    told = error if isinstance(error, Interrupted) else Interrupted()
+    _say(f"ended by {told}")
+    words = command[1:]
+    if "train" in words or ("generate" in words and "--output" in words):
+        _say(f"to go on: {shlex.join(command)}")
+    code = 128 + told.signum
+    # Where all processes end together, they wait for each other.
+    return code if told.agreed else _leave(code)
 
 
 def _start_logging(*, quiet: bool, verbose: bool) -> None:

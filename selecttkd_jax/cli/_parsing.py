@@ -99,7 +99,9 @@ def _sentence(refusal: Any, command: Any, words: list[str]) -> str | None:
         count = refusal.argument.lowered.nargs
         return f"{_name(refusal.argument)} needs {f'{count} values' if count not in (1, '?', '*') else 'a value'}"
     if kind == "InvalidChoice":
-        check_one_of(_name(refusal.argument), refusal.value, refusal.choices)
+        # A set, in no order.
+        choices = sorted(choice for choice in refusal.choices if choice != "None")
+        check_one_of(_name(refusal.argument), refusal.value, choices)
     if kind == "InstantiationFailure" and refusal.argument is not None:
         return _wrong_type(refusal.argument, words)
     return None
@@ -174,7 +176,8 @@ def _name(argument: Any) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What a box says, in one line."""
-    lines = (line.strip("╭╮╰╯│─ ") for line in text.splitlines()[1:])
-    said, _, _ = " ".join(line for line in lines if line).partition("For full helptext")
-    return said.strip()
+    """What a box says, in one line: no colours, which a terminal gets, no rules, and nothing below the first rule."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    lines = [line.strip().strip("╭╮╰╯│").strip() for line in plain.splitlines()[1:]]
+    rule = next((number for number, line in enumerate(lines) if line and not line.strip("─")), len(lines))
+    return re.sub(r"\s+", " ", " ".join(lines[:rule])).strip()

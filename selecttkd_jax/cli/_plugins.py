@@ -1,4 +1,4 @@
-"""What JAX logs of a CUDA plugin that does not start: a line where there is a GPU, nothing where there is none."""
+"""What other packages log where we say it in a line: a CUDA plugin that does not start, a checkpoint that fails."""
 
 import logging
 import traceback
@@ -22,6 +22,18 @@ def watch_plugins(*, verbose: bool) -> None:
         log.removeFilter(old)
     if not verbose:
         log.addFilter(_PluginFilter())
+    # Orbax logs the traceback of each thread of a save that fails, and raises it, too.
+    for name in ("absl", "concurrent.futures"):
+        saving = logging.getLogger(name)
+        for old in [each for each in saving.filters if isinstance(each, _SavingFilter)]:
+            saving.removeFilter(old)
+        if not verbose:
+            saving.addFilter(_SavingFilter())
+
+
+class _SavingFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.exc_info is None and "preemption sync point" not in record.getMessage()
 
 
 class _PluginFilter(logging.Filter):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._new_files import write_file
 from selecttkd_jax._outside_files import expand_home, parse_json, read_json_object, reading, shorten
 from selecttkd_jax.data._messages import Message
 from selecttkd_jax.data._records import Record
@@ -68,7 +69,7 @@ class AnswerFile:
             self._continue(beside, here)
         else:
             with reading(beside, "cannot be written"):
-                beside.write_text(json.dumps(here, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+                write_file(beside, json.dumps(here, ensure_ascii=False, indent=2) + "\n")
 
     @classmethod
     def of_records(cls, path: str | Path, records: Sequence[Record], settings: Mapping[str, Any]) -> "AnswerFile":
@@ -102,10 +103,8 @@ class AnswerFile:
     def finish(self) -> dict[Finish, int]:
         """Puts the answers into the prompts' order, in which they need not have come; counts how they ended."""
         if self.rows != list(self._rows.values()):
-            ordered = self.path.with_name(f"{self.path.name}.tmp")
-            with reading(ordered, "cannot be written"):
-                ordered.write_bytes(b"".join(map(_as_line, self.rows)))
-                os.replace(ordered, self.path)
+            with reading(self.path, "cannot be written"):
+                write_file(self.path, b"".join(map(_as_line, self.rows)))
         counts: dict[Finish, int] = {"stop": 0, "length": 0, "empty": 0}
         for row in self._rows.values():
             counts[row["finish"]] += 1

@@ -55,6 +55,7 @@ class HeldOut:
     """
 
     name = "held_out"
+    repeatable = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The writers of a run's numbers."""
 
 from selecttkd_jax.metrics._events import EVENTS_FILE, Event, EventLog
-from selecttkd_jax.metrics._writers import MetricsWriter, Row, read_metrics
+from selecttkd_jax.metrics._rows import Row, read_metrics, rows_until
+from selecttkd_jax.metrics._writers import MetricsWriter
 
-__all__ = ["EVENTS_FILE", "Event", "EventLog", "MetricsWriter", "Row", "read_metrics"]
+__all__ = ["EVENTS_FILE", "Event", "EventLog", "MetricsWriter", "Row", "read_metrics", "rows_until"]

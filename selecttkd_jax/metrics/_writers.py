@@ -6,23 +6,18 @@ training is in `samples.jsonl`.
 
 import csv
 import importlib.util
+import io
 import json
-import logging
+import os
 import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
-Row = dict[str, float]
-"""The numbers of a step, by name."""
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Reads `metrics.jsonl`; a last line torn by a kill is left out."""
-    return _read_lines(path)
+from selecttkd_jax._new_files import write_file
+from selecttkd_jax._outside_files import parse_json, reading
+from selecttkd_jax.metrics._rows import JSONL, TABLE, Row, read_lines, rows_until
 
 
 class MetricsWriter:
@@ -35,23 +30,24 @@ class MetricsWriter:
         resume_step: The step from which the run continues; 0 for a new run.
         wandb_project: The W&B project to log to, or None. Needs the `wandb` extra.
         writes: Whether this process writes at all: of several processes only the first one does.
+
+    Raises:
+        InputError: A row up to `resume_step` is lost.
     """
 
     def __init__(self, directory: Path, resume_step: int = 0, wandb_project: str | None = None, *, writes: bool = True):
-        self._jsonl = directory / "metrics.jsonl"
-        self._csv = directory / "metrics.csv"
+        self._jsonl = directory / JSONL
+        self._csv = directory / TABLE
         self._samples = directory / "samples.jsonl"
         self._writes = writes
-        self.rows: list[Row] = []
         # Read by every process: a finished run that is started again has no others.
-        if resume_step and self._jsonl.exists():
-            self.rows = [row for row in read_metrics(self._jsonl) if row["step"] <= resume_step]
+        self.rows: list[Row] = rows_until(directory, resume_step) if resume_step else []
         if not writes:
             return
-        _rewrite(self._jsonl, self.rows)
-        self._file = self._jsonl.open("a", encoding="utf-8")
+        self._rewrite()
         if self._samples.exists():
-            _rewrite(self._samples, [one for one in _read_lines(self._samples) if one["step"] <= resume_step])
+            samples = [one for one in _read_samples(self._samples) if one.get("step", 0) <= resume_step]
+            write_file(self._samples, _as_lines(samples))
         self._tensorboard = _tensorboard_writer(directory, resume_step)
         self._wandb = _wandb_run(directory, wandb_project)
 
@@ -60,21 +56,35 @@ class MetricsWriter:
         self.rows.append(row)
         if not self._writes:
             return
-        self._file.write(f"{json.dumps(row)}\n")
-        self._file.flush()
-        step = int(row["step"])
-        values = {name: value for name, value in row.items() if name != "step"}
+        with reading(self._jsonl, "cannot be written"):
+            self._file.write(f"{json.dumps(row)}\n")
+            self._file.flush()
+        self._pass_on(row, list(row))
+
+    def complete(self, step: int, numbers: Row) -> Row:
+        """Adds numbers to the last row, which is that of `step`; returns it."""
+        assert self.rows and self.rows[-1]["step"] == step
+        self.rows[-1] = self.rows[-1] | numbers
+        if self._writes:
+            self._file.close()
+            self._rewrite()
+            self._pass_on(self.rows[-1], list(numbers))
+        return self.rows[-1]
+
+    def flush(self) -> None:
+        """Brings the rows so far to the disk."""
+        if not self._writes:
+            return
+        with reading(self._jsonl, "cannot be written"):
+            os.fsync(self._file.fileno())
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            self._tensorboard.flush()
 
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Appends what a model wrote for a step; every sample has `step`, `by`, `prompt` and a `marked` response."""
         if not self._writes:
             return
-        with self._samples.open("a", encoding="utf-8") as file:
+        with reading(self._samples, "cannot be written"), self._samples.open("a", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
         shown = ("by", "prompt", "marked")
         if self._tensorboard is not None:
@@ -93,50 +103,57 @@ class MetricsWriter:
         if not self._writes:
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        rewritten = self._csv.with_suffix(".csv.tmp")
-        with rewritten.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, fieldnames=columns)
-            table.writeheader()
-            table.writerows(self.rows)
-        rewritten.replace(self._csv)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_file(self._csv, table.getvalue())
 
     def close(self) -> None:
         """Writes the table and closes every file."""
-        self.write_csv()
         if not self._writes:
             return
-        self._file.close()
+        try:
+            self.write_csv()
+        finally:
+            self._file.close()
+            self._close_others()
+
+    def _rewrite(self) -> None:
+        write_file(self._jsonl, _as_lines(self.rows))
+        self._file = self._jsonl.open("a", encoding="utf-8")
+
+    def _pass_on(self, row: Row, names: Sequence[str]) -> None:
+        """Hands numbers of a row to TensorBoard and W&B."""
+        step = int(row["step"])
+        values = {name: row[name] for name in names if name != "step"}
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalars(values, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def _close_others(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    # A kill may tear a letter, too; and a text may hold what str.splitlines takes for an end of line.
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                logger.warning("%s: left out a line that is not JSON (cut off by a kill?)", path)
-    return rows
+def _as_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
-def _rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Through a neighbour, so that a kill at this moment loses nothing."""
-    rewritten = path.with_suffix(".jsonl.tmp")
-    rewritten.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
-    rewritten.replace(path)
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    # A text may hold what str.splitlines takes for an end of line.
+    return [one for source, line in read_lines(path) if isinstance(one := parse_json(line, source), dict)]
 
 
 def _tensorboard_writer(directory: Path, resume_step: int) -> Any:
     if importlib.util.find_spec("tensorboardX") is None:
         return None
-    from tensorboardX import SummaryWriter
+    from selecttkd_jax.metrics._tensorboard import Board
 
-    return SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1 if resume_step else 0)
+    return Board(directory / "tensorboard", resume_step + 1 if resume_step else 0)
 
 
 def _wandb_run(directory: Path, project: str | None) -> Any:

@@ -1,11 +1,11 @@
 """The report of one run, or of several: a single file of HTML that loads nothing."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._new_files import write_file
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax._provenance import describe_library
 from selecttkd_jax.reporting._compare import Comparison, compare, in_hours, in_words
@@ -46,9 +46,7 @@ def write_report(runs: Sequence[RunRecord], path: str | Path) -> Path:
         raise InputError(f"{path} exists and is no report; name another file with --output")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a directory; name an existing one for {path.name}")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(render(runs), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_file(path, render(runs))
     return path
 
 

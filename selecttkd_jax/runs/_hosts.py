@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jax
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax.runs._meeting import meet, watch
 
 logger = logging.getLogger(__name__)
 
@@ -95,28 +96,36 @@ class Hosts:
     process_id: int | None = None
 
 
-def join_hosts(hosts: Hosts, timeout: int, environment: Mapping[str, str] | None = None) -> None:
+def join_hosts(
+    hosts: Hosts, timeout: int, environment: Mapping[str, str] | None = None, *, connect_timeout: int = 300
+) -> None:
     """Makes this process one of the run's, before anything else of JAX is used; alone, it does nothing.
 
     Args:
         hosts: What was said on the command line.
         timeout: Seconds without a sign of life after which a process counts as dead and all others stop.
         environment: The environment variables; those of the process if None.
+        connect_timeout: Seconds to wait for the other processes.
 
     Raises:
-        InputError: What was said does not fit together, or the other processes do not come within five minutes.
+        InputError: What was said does not fit together, or the other processes do not come in time.
     """
     environment = os.environ if environment is None else environment
     launcher = _launcher(hosts, environment)
     hosts = _completed(hosts, launcher, environment)
     if hosts.num_processes == 1 or not _is_cluster(hosts, environment):
         return
+    if hosts.coordinator is not None and hosts.num_processes is not None and hosts.process_id is not None:
+        watch(meet(hosts.coordinator, hosts.num_processes, hosts.process_id, connect_timeout), timeout)
+    elif hosts != Hosts():
+        logger.info("waiting for the other processes, at most %d s", connect_timeout)
     try:
         jax.distributed.initialize(
             hosts.coordinator,
             hosts.num_processes,
             hosts.process_id,
             local_device_ids=_local_devices(hosts, launcher, environment),
+            initialization_timeout=connect_timeout,
             heartbeat_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:

@@ -17,6 +17,7 @@ from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import Rows
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._extension import with_length_of
+from selecttkd_jax.runs._output import LOCK
 from selecttkd_jax.runs._saved import with_paths_of
 from selecttkd_jax.runs._toml import config_to_dict, load_config
 from selecttkd_jax.sources import EngineConfig
@@ -37,6 +38,8 @@ WHERE_AND_HOW = {
     "training.save_every",
     "training.keep_checkpoints",
     "training.compilation_cache",
+    "training.max_skipped",
+    "training.stop_above",
     *(f"engine.{entry.name}" for entry in dataclasses.fields(EngineConfig) if entry.name != "every"),
 }
 
@@ -133,7 +136,7 @@ def check_output(config: RunConfig, directory: Path) -> None:
         raise InputError(f"output {config.output} is a URL; name a directory, of storage that is mounted on every host")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"output {directory} is a file; name a directory")
-    if not directory.is_dir() or not any(directory.iterdir()):
+    if not directory.is_dir() or all(entry.name == LOCK for entry in directory.iterdir()):
         return
     exports = [directory / name for name in ("student", "adapter")]
     if not (directory / "config.toml").is_file():

@@ -11,6 +11,7 @@ import cattrs
 import tomli_w
 
 from selecttkd_jax._errors import InputError, check_one_of, did_you_mean
+from selecttkd_jax._new_files import write_file
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.methods import MethodConfig
 from selecttkd_jax.runs._config import RunConfig
@@ -74,7 +75,7 @@ def save_config(config: RunConfig, path: Path, header: Sequence[str] = ()) -> No
     # What a comment may not hold is left out of it: a path can hold a line break.
     comments = ["# " + "".join(letter if letter.isprintable() else "?" for letter in line) for line in header]
     text = "".join(f"{line}\n" for line in comments) + ("\n" if comments else "")
-    path.write_text(text + tomli_w.dumps(config_to_dict(config)), encoding="utf-8")
+    write_file(path, text + tomli_w.dumps(config_to_dict(config)))
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -16,8 +17,9 @@ from selecttkd_jax import data, models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._extras import install_command
 from selecttkd_jax._outside_files import expand_home
+from selecttkd_jax._signals import Signals, open_signals
 from selecttkd_jax.compilation import check_options, compile_on_first_call, keep_programs
-from selecttkd_jax.metrics import EventLog, MetricsWriter
+from selecttkd_jax.metrics import EventLog, MetricsWriter, Row
 from selecttkd_jax.progress import StepProgress
 from selecttkd_jax.runs._card import Scores
 from selecttkd_jax.runs._config import RunConfig
@@ -26,6 +28,7 @@ from selecttkd_jax.runs._environment import describe_environment
 from selecttkd_jax.runs._evaluators import make_held_out, make_rollouts
 from selecttkd_jax.runs._export import export, held_out_numbers
 from selecttkd_jax.runs._extension import describe_extension
+from selecttkd_jax.runs._finished import rows_of_finished
 from selecttkd_jax.runs._identity import (
     agreed_facts,
     check_output,
@@ -34,6 +37,7 @@ from selecttkd_jax.runs._identity import (
     describe_ingredients,
 )
 from selecttkd_jax.runs._load import load_teacher, trained_weights
+from selecttkd_jax.runs._output import check_room, clean_output, lock_output
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
 from selecttkd_jax.runs._saved import recorded_steps, save_run
@@ -44,6 +48,7 @@ from selecttkd_jax.training import (
     Checkpoints,
     Explainer,
     Frozen,
+    Health,
     Loss,
     Report,
     abstract_state,
@@ -73,6 +78,7 @@ class Run:
         before: Held-out numbers before the first step; None where their row is lost.
         after: Held-out numbers after the last step.
         plots: The figures; empty without the `plots` extra.
+        skipped: Steps whose loss or gradient was not finite, and which changed nothing.
         measure: Which of these numbers training is to lower: `kl`, or `cross_entropy` where the method asks no teacher.
     """
 
@@ -84,6 +90,7 @@ class Run:
     after: dict[str, float]
     plots: list[Path]
     measure: str
+    skipped: int = 0
 
     @property
     def worsened(self) -> bool:
@@ -98,19 +105,24 @@ def train(config: RunConfig) -> Run:
 
     Raises:
         InputError: Anything wrong with what the configuration names. Existing files are untouched.
+        Interrupted: SIGTERM or SIGINT came (a KeyboardInterrupt). What could be saved is saved.
     """
     keep_programs(config.training.compilation_cache)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), EventLog().listening() as events:
-        return _train_on(mesh, config.resolved().on_platform(mesh.devices.flat[0].platform), events)
+    with jax.set_mesh(mesh), open_signals() as signals, EventLog().listening() as events, ExitStack() as held:
+        signals.share()
+        config = config.resolved().on_platform(mesh.devices.flat[0].platform)
+        return _train_on(mesh, config, signals, events, held)
 
 
-def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
+def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog, held: ExitStack) -> Run:
     """What `train` does, in its order: check, load, build, resume, loop, export."""
     # Check everything before a weight is read or a file written.
     directory = expand_home(config.output)
     check_output(config, directory)
     check_options(config.mesh.compiler_options)
+    if (rows := rows_of_finished(directory)) is not None:
+        return _finished_run(config, directory, rows)
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError(f"leave logging.wandb_project out, or install W&B; {install_command('wandb')}")
     prepared = prepare(config)
@@ -127,7 +139,8 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     check_agreement(agreed_facts(config, ingredients, latest_step(directory / "checkpoints")))
     recorded = recorded_steps(directory)
     if first:
-        directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock_output(directory))
+        clean_output(directory)
         save_run(config, directory)
     events.open(directory, writes=first)
 
@@ -183,11 +196,13 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     step = make_step(config, method.loss, optimizer, state_shardings(state.params, optimizer))
 
     # Resume, if there is something to resume.
+    pending: tuple[str, ...] = ()
+    check_room(directory / "checkpoints", state)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints, identity)
     if checkpoints.latest_step is not None:
         template = abstract_state(state)
         del state  # there is not always room for two
-        state, position, made_with = checkpoints.restore(template)
+        state, position, made_with, pending = checkpoints.restore(template)
         check_same_ingredients(made_with, identity, directory)
         method.source.set_state(position)
         logger.info("resuming from step %d", int(state.step))
@@ -205,8 +220,19 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
     if config.data.packing and not config.reads_one_stream():
         place = RowPacker(mesh, rows, config.training.micro_batches * row_devices(mesh))
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
+    health = Health(
+        config.training.max_skipped,
+        config.training.stop_above,
+        directory / "bad_batches",
+        writer.rows,
+        prepared.tokenizer.decode,
+        writes=first,
+    )
     looks = make_rollouts(mesh, config, pair, frozen, prepared, method.source.shapes, recorder, writer)
-    try:
+    # Until the last checkpoint is whole, a signal waits.
+    with signals.deferred(), ExitStack() as closing:
+        closing.callback(checkpoints.close)
+        closing.callback(writer.close)
         with StepProgress(config.training.log_every, shown=first) as progress:
             state = run_loop(
                 state,
@@ -222,17 +248,17 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
                 on_step=progress,
                 explain=partial(_explain, method.loss, frozen),
                 report=partial(_report, recorder, engine) if config.method.writes else None,
+                health=health,
+                signals=signals,
+                pending=pending,
             )
-    finally:
-        writer.close()
-        checkpoints.close()
+        checkpoints.wait()
 
     if began < int(state.step):
         events.tell("finish", step=int(state.step))
 
     # Export.
-    evaluated = {int(row["step"]): numbers for row in writer.rows if (numbers := held_out_numbers(row))}
-    last = int(state.step)
+    evaluated, last = _evaluated(writer.rows), int(state.step)
     before, after = evaluated.get(0), evaluated[last] if last in evaluated else held_out(state.params)
     scores = Scores(step=last, before=before, after=after)
     exported, adapter = export(config, directory, student, state.params, prepared.stop_ids, scores)
@@ -245,6 +271,23 @@ def _train_on(mesh: Mesh, config: RunConfig, events: EventLog) -> Run:
         after=after,
         plots=_plot(directory) if first and writer.rows else [],
         measure="kl" if config.method.needs_teacher else "cross_entropy",
+        skipped=health.skipped,
+    )
+
+
+def _finished_run(config: RunConfig, directory: Path, rows: list[Row]) -> Run:
+    """The run that is there, by its rows and its files."""
+    evaluated, adapter, plots = _evaluated(rows), directory / "adapter", directory / "plots"
+    return Run(
+        directory=directory,
+        student=directory / "student",
+        adapter=adapter if adapter.is_dir() else None,
+        metrics=directory / "metrics.jsonl",
+        before=evaluated.get(0),
+        after=evaluated[int(rows[-1]["step"])],
+        plots=sorted(plots.glob("*.png")),
+        measure="kl" if config.method.needs_teacher else "cross_entropy",
+        skipped=sum("skipped" in row for row in rows),
     )
 
 
@@ -278,6 +321,11 @@ def _explain(loss: Loss, frozen: Frozen, batch: Any) -> str:
     except Exception as error:  # it compiles a program, for which there may be no memory: then the number alone is told
         logger.debug("no explanation: %s", error)
         return ""
+
+
+def _evaluated(rows: list[Row]) -> dict[int, dict[str, float]]:
+    """The held-out numbers by their steps."""
+    return {int(row["step"]): numbers for row in rows if (numbers := held_out_numbers(row))}
 
 
 def _plot(directory: Path) -> list[Path]:

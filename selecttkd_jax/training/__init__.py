@@ -2,6 +2,7 @@
 
 from selecttkd_jax.training._checkpoint import Checkpoints, Restored, latest_step
 from selecttkd_jax.training._diagnosis import find_broken_logits
+from selecttkd_jax.training._health import Health
 from selecttkd_jax.training._integrity import LeafCheck, check_leaves, combine_checksums, list_not_finite
 from selecttkd_jax.training._loop import LoopConfig, run_loop
 from selecttkd_jax.training._losses import LabelCrossEntropy, LabelSums, OneStream, TwoStreams
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluator",
     "Explainer",
     "Frozen",
+    "Health",
     "LabelCrossEntropy",
     "LabelSums",
     "Learner",

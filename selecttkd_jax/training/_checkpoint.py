@@ -9,9 +9,10 @@ import dataclasses
 import errno
 import json
 import logging
+import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._outside_files import first_line
 from selecttkd_jax.training._integrity import LeafCheck, check_leaves, list_not_finite
 from selecttkd_jax.training._state import TrainState
 
@@ -34,11 +36,13 @@ class Restored(NamedTuple):
         state: The training state.
         position: Where the source stood.
         identity: What the run was made with, as it was saved.
+        pending: The evaluators that were due after the step, and not asked.
     """
 
     state: TrainState
     position: dict[str, Any]
     identity: dict[str, Any]
+    pending: tuple[str, ...] = ()
 
 
 class _Damaged(Exception):
@@ -66,16 +70,24 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: dict[str, Any], checks: Mapping[str, LeafCheck] | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        position: dict[str, Any],
+        checks: Mapping[str, LeafCheck] | None = None,
+        *,
+        pending: Sequence[str] = (),
+    ) -> None:
         """Saves in the background; arrays are copied to the host before this returns.
 
         Args:
             state: What to save.
             position: Where the source stands.
             checks: `check_leaves(state)`, where it was computed already.
+            pending: The evaluators that were due, and not asked.
 
         Raises:
-            InputError: The state is not finite, or the directory would not take it.
+            InputError: The state is not finite, or the directory would not take it, or the save before this one failed.
         """
         step = int(state.step)
         if step == self.latest_step:
@@ -88,6 +100,7 @@ class Checkpoints:
             "position": position,
             "identity": self._identity,
             "checksums": {path: check.checksum for path, check in checks.items()},
+            "pending": list(pending),
         }
         record["checksum"] = checksum_record(record)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record))
@@ -96,6 +109,8 @@ class Checkpoints:
             taken = self._manager.save(step, args=args, force=True)
         except StepAlreadyExistsError:
             taken = False
+        except Exception as error:
+            raise self._failed(error) from error
         if not taken:
             raise InputError(
                 f"{self._directory} takes no checkpoint of step {step}: a folder of that step, or of a later one, was "
@@ -127,9 +142,29 @@ class Checkpoints:
         listed = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
         raise InputError(f"{self._directory} holds no checkpoint to resume from: {listed}; choose another output")
 
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+            InputError: It failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
     def close(self) -> None:
-        """Waits for the save under way."""
-        self._manager.close()
+        """Waits for the save under way, and for the threads of the manager; raises nothing that `wait` would not."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> InputError:
+        left = latest_step(self._directory)
+        resumes = "nothing was saved before" if left is None else f"the same command resumes from step {left}"
+        said = _full_disk(error) or first_line(error)[:160]  # TensorStore appends all its options
+        return InputError(f"{self._directory}: a checkpoint could not be written ({said}); {resumes}")
 
     def _try(self, step: int, template: TrainState) -> tuple[Restored | None, str]:
         """The checkpoint of a step, or what is wrong with it.
@@ -181,7 +216,7 @@ class Checkpoints:
         changed = [path for path, check in checks.items() if check.checksum != record["checksums"].get(path)]
         if changed or len(checks) != len(record["checksums"]):
             raise _Damaged(f"{(changed or ['the state'])[0]} has changed since it was saved")
-        return Restored(state, record["position"], record["identity"])
+        return Restored(state, record["position"], record["identity"], tuple(record.get("pending", ())))
 
     def _set_aside(self, faults: Mapping[int, str], sound: int) -> None:
         """Moves damaged checkpoints out of the way of later saves, and says so."""
@@ -204,6 +239,16 @@ def latest_step(directory: Path) -> int | None:
     """The step of the newest whole checkpoint in `directory`, or None; nothing is made, nobody waited for."""
     names = [path.name for path in directory.glob("step_*")]
     return max((int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name)), default=None)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What the system said of its disk, wherever in an error or its causes it is told."""
+    while error is not None:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_passing(error: Exception) -> bool:

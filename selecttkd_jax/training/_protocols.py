@@ -130,7 +130,11 @@ class Method:
 
 
 class Evaluator(Protocol):
-    """Numbers of a student that are not those of its training batches."""
+    """Numbers of a student that are not those of its training batches.
+
+    One that needs nothing but the parameters may say so, `repeatable = True`: then a run that is told to end leaves it
+    to the run that resumes.
+    """
 
     @property
     def name(self) -> str:

@@ -16,10 +16,17 @@ from selecttkd_jax.training._state import TrainState, stream_key
 
 
 class StepMetrics(TypedDict):
-    """What a step says of itself: the loss's sums over the whole batch, and the gradient's norm before clipping."""
+    """What a step says of itself.
+
+    Attributes:
+        sums: The loss's, over the whole batch.
+        grad_norm: Of the gradient before clipping.
+        applied: Whether loss and gradient were finite; else nothing was learnt.
+    """
 
     sums: Sums
     grad_norm: Array
+    applied: Array
 
 
 TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, StepMetrics]]
@@ -39,6 +46,10 @@ def make_train_step(
     The gradient is that of `sum(loss) / sum(count)` over the whole batch: micro-batches are summed first and divided
     once, so one batch of 8 and 8 micro-batches of 1 take the same step.
 
+    Where the loss or the gradient's norm is not finite, parameters and moments stay as they are. The step counts for
+    the data, the draws and the schedule of the learning rate, but not for Adam's bias correction, as it is with
+    PyTorch's GradScaler.
+
     Args:
         loss: What is minimised.
         optimizer: A gradient transformation over the float32 master weights or adapters.
@@ -48,7 +59,7 @@ def make_train_step(
 
     Returns:
         `step(state, frozen, batch) -> (state, metrics)`, jitted. It donates `state` and nothing else. `metrics` holds
-        `sums` (the loss's Sums over the whole batch) and `grad_norm` (before clipping).
+        `sums` (the loss's Sums over the whole batch), `grad_norm` (before clipping) and `applied`.
 
     Raises:
         InputError: At trace time, when `micro_batches` does not divide the batch.
@@ -96,7 +107,11 @@ def make_train_step(
             grads = jax.tree.map(lambda grad: grad * scale, grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = cast(Params, optax.apply_updates(state.params, updates))
-            metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(grads))
+            grad_norm = optax.tree.norm(grads)
+            applied = jnp.isfinite(sums.loss * scale) & jnp.isfinite(grad_norm)
+            params = _select(applied, params, state.params)
+            opt_state = _select(applied, opt_state, state.opt_state)
+            metrics = StepMetrics(sums=sums, grad_norm=grad_norm, applied=applied)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(
@@ -105,3 +120,17 @@ def make_train_step(
         out_shardings=None if shardings is None else (shardings, None),
         compiler_options=dict(compiler_options or {}),
     )
+
+
+def _select(applied: Array, new: Any, old: Any) -> Any:
+    """The new tree if the update counts, else the old one with the schedule's count of the new one.
+
+    A choice between values and no branch: XLA makes it within the loops that update each array.
+    """
+
+    def choose(new: Any, old: Any) -> Any:
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(applied, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))

@@ -38,6 +38,14 @@ OPEN_MPI_4 = OPEN_MPI_5 | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.
 MPICH = {"PMI_SIZE": "16", "PMI_RANK": "11", "MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "8"}
 JOB = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 AT = "node1:12355"
+TIMEOUTS = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 60}
+
+
+@pytest.fixture(autouse=True)
+def met(monkeypatch):
+    """All others are there."""
+    monkeypatch.setattr(hosts, "meet", lambda *who: {})
+    monkeypatch.setattr(hosts, "watch", lambda *connections: None)
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def test_a_process_by_itself_joins_nobody(joined, said, environment):
 )
 def test_who_is_who(joined, said, environment, who, local):
     join_hosts(said, 60, environment)
-    assert joined == [(who, {"local_device_ids": local, "heartbeat_timeout_seconds": 60})]
+    assert joined == [(who, {"local_device_ids": local, **TIMEOUTS})]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_who_is_who(joined, said, environment, who, local):
 def test_the_innermost_launcher_says_who_is_who(joined, said, inner, who):
     """Started by srun, one a node, and themselves starting eight processes there."""
     join_hosts(said, 60, SLURM_ONE_A_NODE | inner)
-    assert joined == [(who, {"local_device_ids": [3], "heartbeat_timeout_seconds": 60})]
+    assert joined == [(who, {"local_device_ids": [3], **TIMEOUTS})]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def test_a_tpu_is_asked_before_kubernetes(joined, monkeypatch):
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: object() if name == "libtpu" else None)
     join_hosts(Hosts(), 60, JOB)
     join_hosts(Hosts(), 60, {})
-    assert joined == 3 * [((None, None, None), {"local_device_ids": None, "heartbeat_timeout_seconds": 60})]
+    assert joined == 3 * [((None, None, None), {"local_device_ids": None, **TIMEOUTS})]
 
 
 @pytest.mark.parametrize("others, warned", [([], True), (["/dev/nvidia0"], False)])

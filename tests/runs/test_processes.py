@@ -196,10 +196,31 @@ def test_a_host_that_falls_silent_stops_the_other_and_one_process_takes_over(six
             process.send_signal(signal.SIGKILL)
             process.wait(TIMEOUT)
     assert (tmp_path / "start" / "read_0_devices").read_text() == "all"
-    assert "another task died" in (tmp_path / "start" / "log_0").read_text()
+    line = "selecttkd: error: process 1 of this run is silent for 4 s (mesh.host_timeout), and this one stops"
+    assert line in (tmp_path / "start" / "log_0").read_text()
 
     finished = runs.train(replace(config, mesh=MeshConfig(fsdp=2, tensor=2, data=2)))
     assert_same_rows(read_metrics(finished.metrics), read_metrics(alone.metrics))
+
+
+def test_a_signal_to_one_process_ends_both_after_one_step_which_is_saved(sixteen, tmp_path):
+    run = tmp_path / "run"
+    longer = replace(sixteen.training, steps=10**6, eval_every=10**6, save_every=10**6)
+    config = replace(with_output(sixteen, run), training=longer, mesh=MeshConfig(data=2, fsdp=4))
+    both = start_both(tmp_path / "start", config)
+    began = time.monotonic()
+    while not (run / "metrics.jsonl").is_file() or len(read_metrics(run / "metrics.jsonl")) < 3:
+        assert [process.poll() for process in both] == [None, None] and time.monotonic() < began + TIMEOUT
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGINT)
+    codes = [process.wait(TIMEOUT) for process in both]
+    logs = [(tmp_path / "start" / f"log_{index}").read_text() for index in (0, 1)]
+    assert codes == [143, 130], "\n".join(logs)  # the first one was told by JAX, which knows SIGTERM alone
+    (saved,) = (run / "checkpoints").glob("step_*")
+    step = int(saved.name.removeprefix("step_"))
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(step + 1))
+    assert f"ended by SIGTERM: step {step} is saved" in logs[0] and f"ended by SIGINT: step {step} is saved" in logs[1]
+    assert all("selecttkd: to go on: selecttkd train " in log for log in logs)
 
 
 @pytest.mark.one_stack

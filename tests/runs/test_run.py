@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import gc
 import json
+import shutil
+import signal
 import weakref
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from runs.tiny_run import assert_rows_before, with_output
 
 from selecttkd_jax import data, models, runs
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._signals import Interrupted
 from selecttkd_jax.metrics import MetricsWriter, read_metrics
 from selecttkd_jax.progress import StepProgress
-from selecttkd_jax.runs import _evaluators, _prepare, _train, load_config
+from selecttkd_jax.runs import _evaluators, _output, _prepare, _train, load_config
+from selecttkd_jax.runs._output import lock_output
 from selecttkd_jax.sharding import place_batch
+from selecttkd_jax.training import latest_step
 
 pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
@@ -218,8 +223,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(config, tmp_
     from dataclasses import replace
 
     wild = replace(config.optimizer, learning_rate=1e30, clip_norm=0.0, warmup_fraction=0.0)
-    with pytest.raises(InputError, match="learning_rate"):
-        runs.train(replace(with_output(config, tmp_path / "run"), optimizer=wild))
+    impatient = replace(config, optimizer=wild, training=replace(config.training, max_skipped=0))
+    with pytest.raises(InputError, match="1 step in a row skipped .*learning_rate"):
+        runs.train(with_output(impatient, tmp_path / "run"))
     assert not any((tmp_path / "run").glob("checkpoints/step_*"))
 
 
@@ -266,15 +272,121 @@ def test_fine_tuning_with_a_teacher_is_compared_with_it(whole, config, tmp_path)
     assert finished.before["kl"] == whole.before["kl"]
 
 
-def test_a_run_whose_metrics_were_lost_ends_with_what_is_known(config, tmp_path):
-    first = runs.train(with_output(config, tmp_path / "run"))
-    first.metrics.unlink()
-    again = runs.train(with_output(config, tmp_path / "run"))
-    assert again.before is None and not again.worsened and again.after == pytest.approx(first.after)
+@pytest.fixture
+def finished(whole, config, tmp_path):
+    """A private copy of the uninterrupted run, and its configuration."""
+    run = tmp_path / "run"
+    shutil.copytree(whole.directory, run)
+    return run, with_output(config, run)
+
+
+def test_lost_metrics_come_from_the_table_or_the_run_does_not_go_on(finished, whole):
+    run, config = finished
+    (run / "metrics.jsonl").unlink()
+    again = runs.train(config)
+    assert again.before == whole.before and again.after == whole.after and rows_of(run) == rows_of(whole.directory)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.csv").unlink()
+    with pytest.raises(InputError, match="lacks the rows of steps 1 to 8, up to step 8 of the checkpoint"):
+        runs.train(config)
+
+
+def test_a_run_is_finished_though_its_checkpoints_were_deleted_and_one_that_is_not_cannot_go_on(
+    finished, whole, caplog
+):
+    run, config = finished
+    shutil.rmtree(run / "checkpoints")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO"):
+        again = runs.train(config)
+    assert "is finished: step 8, and its checkpoints were deleted" in caplog.text
+    assert (again.before, again.after, again.student) == (whole.before, whole.after, run / "student")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    shutil.rmtree(run / "student")
+    with pytest.raises(InputError, match="holds a run of 8 steps without its checkpoints"):
+        runs.train(config)
+    assert (run / "metrics.jsonl").read_bytes() == files[run / "metrics.jsonl"]
+
+
+def test_a_second_run_in_one_output_is_refused_while_the_first_one_lives(finished):
+    run, config = finished
+    with lock_output(run), pytest.raises(InputError, match=f"another process trains in output {run}"):
+        runs.train(config)
+    runs.train(config)
+
+
+def test_what_killed_processes_left_is_gone_after_the_next_start(finished):
+    run, config = finished
+    for name in (".student.x.unfinished", "checkpoints/step_9.orbax-checkpoint-tmp"):
+        (run / name).mkdir()
+    (run / ".config.toml.y.unfinished").write_text("output")
+    (run / "student").rename(run / ".student.z.replaced")
+    runs.train(config)
+    left = [path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+    assert left == [] and (run / "student").is_dir() and not list((run / "checkpoints").glob("*tmp*"))
+
+
+def test_an_output_that_cannot_be_written_or_has_no_room_is_one_line_before_anything_is_computed(
+    config, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(_output.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"has room for 0\.00 GiB, and a checkpoint takes 0\.00; free some"):
+        runs.train(with_output(config, tmp_path / "run"))
+
+
+def signal_at(patch, step, signum):
+    """A signal to this process once a step was shown: the next one has begun by then."""
+    shown = StepProgress.__call__
+
+    def show(self, done, total, row):
+        shown(self, done, total, row)
+        if done == step:
+            signal.raise_signal(signum)
+
+    patch.setattr(StepProgress, "__call__", show)
+
+
+@pytest.mark.parametrize("step, signum, saved", [(4, signal.SIGTERM, 5), (3, signal.SIGINT, 4), (7, signal.SIGTERM, 8)])
+def test_a_signal_ends_a_run_with_its_step_saved_and_it_resumes_to_the_same_end(
+    whole, config, tmp_path, monkeypatch, step, signum, saved
+):
+    """Step 4 is evaluated, step 8 is the last one: there the held-out numbers are left to the run that resumes."""
+    told = with_output(config, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        signal_at(patch, step, signum)
+        with pytest.raises(Interrupted, match=f"step {saved} is saved") as ended:
+            runs.train(told)
+    assert ended.value.signum == signum and latest_step(tmp_path / "run" / "checkpoints") == saved
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["step"] == saved and "held_out/kl" not in rows[-1]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == saved + 1
+    resumed = runs.train(told)
+    assert rows_of(resumed.directory) == rows_of(whole.directory)
+    assert (resumed.student / "model.safetensors").read_bytes() == (whole.student / "model.safetensors").read_bytes()
+
+
+def test_a_batch_that_breaks_a_step_is_skipped_and_kept(config, tmp_path, monkeypatch):
+    """The third step's rows have a position that the model's rotary tables turn into NaN."""
+    placed = []
+
+    def place(mesh, batch, rows):
+        placed.append(batch)
+        if len(placed) == 3:
+            batch = dataclasses.replace(batch, positions=np.where(batch.loss_mask, np.float32("nan"), batch.positions))
+        return place_batch(mesh, batch, rows)
+
+    monkeypatch.setattr(_train, "place_batch", place)
+    few = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=4))
+    finished = runs.train(with_output(few, tmp_path / "run"))
+    assert finished.skipped == 1
+    kept = json.loads((tmp_path / "run" / "bad_batches" / "step-3.json").read_text())
+    assert kept["step"] == 3 and "rows" in kept and kept["input_ids"] == placed[2].input_ids.tolist()
+    assert len(kept["input_ids as text"]) == 4 and len(kept["verification_key"]) == 2
 
 
 def test_a_student_is_not_replaced_by_another_run_where_the_checkpoints_are_gone(config, tmp_path):
-    import shutil
     from dataclasses import replace
 
     finished = runs.train(with_output(config, tmp_path / "run"))

@@ -24,7 +24,7 @@ def test_everything_comes_back_and_old_checkpoints_go(tmp_path):
         checkpoints.save(state, {"position": {"next_index": step}})
     checkpoints.close()
     again = Checkpoints(tmp_path / "checkpoints", keep=2)
-    restored, position, identity = again.restore(state_of(5))
+    restored, position, identity, _ = again.restore(state_of(5))
     assert position == {"position": {"next_index": 3}} and int(restored.step) == 3 and identity == {}
     chex.assert_trees_all_equal(restored.params, state.params)
     chex.assert_trees_all_equal(restored.opt_state, state.opt_state)

@@ -1,6 +1,8 @@
 """The order of what the loop does, with parts that only write down when they are asked."""
 
+import contextlib
 import math
+import signal
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,6 +12,7 @@ import optax
 import pytest
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._signals import Interrupted, Signals
 from selecttkd_jax.distill import LossSums
 from selecttkd_jax.training import Frozen, LoopConfig, Report, TrainState, run_loop, stream_key
 
@@ -54,17 +57,28 @@ class Log:
         loss = jnp.float32(self.losses.get(number, 1.0))
         sums = replace(LossSums.zeros(), loss=loss, count=jnp.float32(1.0))
         state = replace(state, step=state.step + 1)
-        return state, {"sums": sums, "grad_norm": jnp.float32(1.0)}
+        return state, {"sums": sums, "grad_norm": jnp.float32(1.0), "applied": jnp.isfinite(loss)}
 
     def write(self, row):
         self.events.append(f"row {row['step']}")
         self.rows.append(row)
 
+    def complete(self, step, numbers):
+        self.events.append(f"complete {step}")
+        return {"step": step} | numbers
+
+    def flush(self):
+        pass
+
     def write_csv(self):
         pass
 
-    def save(self, state, position, checks):
-        self.events.append(f"save {int(state.step)} at {position['position']}")
+    latest_step = None
+
+    def save(self, state, position, checks=None, *, pending=()):
+        self.latest_step = int(state.step)
+        left = f", without {' '.join(pending)}" if pending else ""
+        self.events.append(f"save {int(state.step)} at {position['position']}{left}")
 
 
 @dataclass
@@ -86,7 +100,7 @@ def start(step=0):
     return TrainState(jnp.int32(step), {}, (), jax.random.key(0))
 
 
-def run(log, evaluators=(), first=0, explain=lambda batch: "", report=None, **config):
+def run(log, evaluators=(), first=0, explain=lambda batch: "", report=None, signals=None, pending=(), **config):
     return run_loop(
         start(first),
         Frozen(),
@@ -101,6 +115,8 @@ def run(log, evaluators=(), first=0, explain=lambda batch: "", report=None, **co
         on_step=lambda step, last, row: log.events.append(f"shown {step}"),
         explain=explain,
         report=report,
+        signals=signals,
+        pending=pending,
     )
 
 
@@ -154,7 +170,7 @@ def test_rows_of_stored_text_are_what_they_were():
 def test_a_loss_that_is_not_finite_is_caught_before_a_checkpoint_would_hold_it(bad, value):
     log = Log(losses={bad: value})
     with pytest.raises(InputError, match=f"step {bad}: loss {value}"):
-        run(log, steps=8, save_every=4)
+        run(log, steps=8, save_every=4, max_skipped=0)
     assert not any(event.startswith("save") for event in log.events)
     assert f"row {bad - 1}" in log.events and f"row {bad}" not in log.events
 
@@ -205,10 +221,93 @@ def test_what_is_said_of_a_broken_loss_names_the_batch_and_what_is_known_of_the_
 
     log = Described(losses={3: math.nan})
     with pytest.raises(InputError, match=r"step 3 \(rows of step 3\): loss nan, .*: the teacher's logits are not fin"):
-        run(log, explain=explain, steps=8, save_every=FAR)
+        run(log, explain=explain, steps=8, save_every=FAR, max_skipped=0)
     assert seen == [3]
-    with pytest.raises(InputError, match=r"step 3: loss nan, gradient norm 1.0; lower optimizer.learning_rate"):
-        run(Log(losses={3: math.nan}), steps=8, save_every=FAR)
+    with pytest.raises(
+        InputError,
+        match=r"step 3: loss nan, gradient norm 1.0; 1 step in a row skipped .*: lower optimizer.learning_rate",
+    ):
+        run(Log(losses={3: math.nan}), steps=8, save_every=FAR, max_skipped=0)
+
+
+def test_skipped_steps_are_counted_and_no_checkpoint_is_made_among_them(caplog):
+    log = Log(losses={3: math.nan, 4: math.inf, 6: math.nan})
+    run(log, steps=8, save_every=4, max_skipped=2)
+    assert [row["step"] for row in log.rows if "skipped" in row] == [3, 4, 6]
+    assert all(math.isfinite(value) for row in log.rows for value in row.values())
+    assert [event for event in log.events if event.startswith("save")] == ["save 5 at 5", "save 8 at 8"]
+    assert "step 6: loss nan" in caplog.text and "skipped, 3 so far" in caplog.text
+    with pytest.raises(InputError, match="step 5: .* 3 steps in a row skipped"):
+        run(Log(losses={3: math.nan, 4: math.inf, 5: math.nan}), steps=8, max_skipped=2)
+
+
+class Told(Signals):
+    """A signal that comes during a step, or during the evaluation after it."""
+
+    def __init__(self, step, *, evaluating=False):
+        super().__init__()
+        self.opened = True
+        self._step, self._now, self._evaluating = step, 0, evaluating
+
+    def reached(self, step):
+        self._now = step
+        self.received = signal.SIGTERM if step >= self._step and not self._evaluating else None
+        return super().reached(step)
+
+    @contextlib.contextmanager
+    def released(self):
+        if self._evaluating and self._now == self._step:
+            raise Interrupted(signal.SIGTERM)
+        yield
+
+
+class Repeatable(Counting):
+    repeatable = True
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_run_that_is_told_to_end_saves_the_step_it_is_at_and_leaves_what_can_be_asked_again(evaluating):
+    log = Log()
+    look, held_out = Counting("look", 3, log), Repeatable("held_out", 3, log)
+    with pytest.raises(Interrupted, match="SIGTERM: step 3 is saved"):
+        run(log, [held_out, look], signals=Told(3, evaluating=evaluating), steps=8, save_every=FAR)
+    assert log.events[-4:] == ["evaluate look", "row 3", "save 3 at 3, without held_out", "shown 3"]
+    assert log.learned == [0]
+    again = Log()
+    again.position = 3
+    evaluators = [Repeatable("held_out", 3, again), Counting("look", 3, again)]
+    run(again, evaluators, first=3, pending=("held_out",), steps=4)
+    assert again.events[:3] == ["evaluate held_out", "complete 3", "next 4"] and again.learned == [3, 4]
+
+
+def test_a_signal_between_evaluations_is_honoured_after_its_step():
+    log = Log()
+    with pytest.raises(Interrupted, match="step 5 is saved"):
+        run(log, [Repeatable("held_out", FAR, log)], signals=Told(5), steps=8, save_every=FAR)
+    assert log.events[-5:] == ["row 4", "shown 4", "row 5", "save 5 at 5", "shown 5"]
+
+
+def test_text_that_a_signal_interrupts_is_written_again():
+    class Writing(Log):
+        def next(self, state):
+            batch = super().next(state)
+            if self.position == 3:
+                raise Interrupted(signal.SIGINT)
+            return batch
+
+    log, signals = Writing(), Told(FAR)
+    with pytest.raises(Interrupted, match="step 2 is saved"):
+        run(log, signals=signals, report=lambda step: Report({}, 0.0), steps=8, save_every=FAR)
+    assert log.events[-2:] == ["next 3", "save 2 at 2"]
+
+
+def test_a_student_that_diverges_is_stopped_before_it_is_saved():
+    log, values = Log(), iter([2.0, 1.0, 1.4, 1.6])
+    held_out = Counting("held_out", 2, log)
+    held_out.__class__ = type("Rising", (Counting,), {"__call__": lambda self, params: {"kl": next(values)}})
+    with pytest.raises(InputError, match="step 6: held_out/kl is 1.6, more than 1.5 times its lowest so far, 1 "):
+        run(log, [held_out], steps=8, save_every=2, stop_above=1.5)
+    assert [event for event in log.events if event.startswith("save")] == ["save 2 at 2", "save 4 at 4"]
 
 
 @pytest.mark.parametrize("due", ["save", "evaluation", "end"])

@@ -1,13 +1,11 @@
-"""Directories that are replaced as one, and only where nothing but a model would be lost."""
+"""Model directories that are replaced as one, and only where nothing but a model would be lost."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax._new_files import new_directory
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax.models.files._companions import foreign_entries
 
@@ -21,21 +19,8 @@ def open_new_directory(directory: str | Path) -> Iterator[Path]:
     """
     target = expand_home(directory).absolute()
     check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".unfinished", dir=target.parent))
-    try:
-        # mkdtemp gives a directory that only its owner may read.
-        unfinished.chmod(0o777 & ~_read_umask())
+    with new_directory(target) as unfinished:
         yield unfinished
-        if target.is_dir():
-            replaced = unfinished.with_suffix(".replaced")
-            os.rename(target, replaced)
-            os.rename(unfinished, target)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_replaceable(directory: str | Path) -> None:
@@ -46,10 +31,3 @@ def check_replaceable(directory: str | Path) -> None:
     foreign = foreign_entries(path) if path.is_dir() else []
     if foreign:
         raise InputError(f"{path} holds {foreign[0]}, which is not a model's file; choose another directory")
-
-
-def _read_umask() -> int:
-    # The only way to read it is to set it.
-    current = os.umask(0)
-    os.umask(current)
-    return current
