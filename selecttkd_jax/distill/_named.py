@@ -8,7 +8,7 @@ from functools import partial
 from selecttkd_jax import losses, selection
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
-from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._objective import Objective, check_floor
 from selecttkd_jax.distill._sums import NORMALIZERS
 
 DIVERGENCES: dict[str, Callable] = {
@@ -22,12 +22,22 @@ DIVERGENCES: dict[str, Callable] = {
         losses.adaptive_kl,
         losses.total_variation,
         losses.hellinger,
+        losses.teacher_top_k_kl,
+        losses.teacher_top_k_reverse_kl,
     )
 }
 VERIFIERS: dict[str, Callable] = {
-    function.__name__: function
-    for function in (selection.accept_all, selection.greedy_top_k, selection.spec_k, selection.hellinger)
+    "accept_all": selection.accept_all,
+    "greedy_top_k": selection.greedy_top_k,
+    "spec_k": selection.spec_k,
+    "spec_label": selection.spec_label,
+    "hellinger": selection.hellinger,
+    "entropy": selection.entropy_gate,
 }
+# An option of [objective] and the parameter of a function that it sets.
+DIVERGENCE_OPTIONS = {"alpha": "alpha", "beta": "beta", "mu": "mu", "top_k": "k"}
+REJECTED_OPTIONS = {f"rejected_{option}": parameter for option, parameter in DIVERGENCE_OPTIONS.items()}
+VERIFIER_OPTIONS = {"k": "k", "threshold": "threshold", "entropy_of": "source"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class ObjectiveConfig:
     """What is minimised, and which tokens count."""
 
     divergence: str | None = None
-    """forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jensen_shannon, adaptive_kl, total_variation or hellinger. Left
-    out: the method's own."""
+    """forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jensen_shannon, adaptive_kl, total_variation, hellinger,
+    teacher_top_k_kl or teacher_top_k_reverse_kl. Left out: the method's own."""
     alpha: float | None = None
     """Share of the other model in the mixture of skew_kl and skew_reverse_kl, in [0, 1). Left out: 0.1."""
     beta: float | None = None
@@ -44,14 +54,34 @@ class ObjectiveConfig:
     out: 0.5."""
     mu: float | None = None
     """Teacher mass that adaptive_kl calls the head, in [0, 1]. Left out: 0.5."""
+    top_k: int | None = None
+    """Teacher tokens that teacher_top_k_kl and teacher_top_k_reverse_kl tell apart, at least 1; all others count as
+    one. Left out: 16."""
+    rejected: str | None = None
+    """The divergence of rejected tokens, which the floor multiplies: one of those above, or several added up, such as
+    "reverse_kl + forward_kl". Left out: that of accepted ones."""
+    rejected_alpha: float | None = None
+    """As alpha, of rejected."""
+    rejected_beta: float | None = None
+    """As beta, of rejected."""
+    rejected_mu: float | None = None
+    """As mu, of rejected."""
+    rejected_top_k: int | None = None
+    """As top_k, of rejected."""
     verifier: str = "greedy_top_k"
-    """greedy_top_k, spec_k, hellinger (the soft weight), or accept_all (vanilla distillation)."""
+    """greedy_top_k, spec_k, spec_label (the token of the text passes the speculative test), entropy (up to threshold),
+    hellinger (the soft weight), or accept_all (vanilla distillation)."""
     k: int | None = None
     """Teacher tokens that greedy_top_k accepts, or candidates that spec_k draws; at least 1. Left out: 5."""
+    threshold: float | None = None
+    """Nats of entropy up to which the verifier entropy accepts."""
+    entropy_of: str | None = None
+    """Whose entropy that is: teacher or student. Left out: the teacher's."""
     expected: bool = False
     """Weigh by the acceptance itself (its expectation) instead of a draw against it: less variance for spec_k."""
     floor: float = 0.01
-    """Weight of a rejected token, in [0, 1] (the paper's beta); an accepted one weighs 1."""
+    """Weight of a rejected token, in [0, 1] (the paper's beta); an accepted one weighs 1. With rejected,
+    the coefficient of that divergence, which may exceed 1."""
     skip_rejected: bool = False
     """Leave rejected tokens out of the head's gradient products: the same numbers sooner. Needs a floor of 0."""
     temperature: float = 1.0
@@ -60,18 +90,24 @@ class ObjectiveConfig:
     """sequence (mean over sequences of each one's token mean), token (all tokens pooled) or weight (sum of weights)."""
 
     def __post_init__(self) -> None:
-        if self.alpha is not None:
-            check_in_range("objective.alpha", self.alpha, 0, 1, include_high=False)
-        if self.mu is not None:
-            check_in_range("objective.mu", self.mu, 0, 1)
-        if self.beta is not None and not 0 < self.beta < 1:
-            raise InputError(
-                f"objective.beta must lie strictly between 0 and 1, got {self.beta}; where other libraries mean a KL "
-                'divergence by it, set objective.divergence to "forward_kl" (0) or "reverse_kl" (1)'
-            )
+        self._check_options_of("divergence", "")
+        self._check_options_of("rejected", "rejected_")
         if self.k is not None:
             check_at_least("objective.k", self.k, 1)
-        check_in_range("objective.floor", self.floor, 0, 1)
+        if self.threshold is not None:
+            check_at_least("objective.threshold", self.threshold, 0)
+        if self.entropy_of is not None:
+            check_one_of("objective.entropy_of", self.entropy_of, ("teacher", "student"))
+        check_floor("objective.floor", self.floor, coefficient=self.rejected is not None)
+        if self.rejected is None:
+            for option in REJECTED_OPTIONS:
+                if getattr(self, option) is not None:
+                    raise InputError(f"objective.{option} is an option of objective.rejected, which is not given")
+        elif self.verifier == "accept_all":
+            raise InputError(
+                "objective.rejected is the divergence of rejected tokens, and accept_all rejects none; choose another "
+                "objective.verifier"
+            )
         if not 0 < self.temperature < float("inf"):
             raise InputError(f"objective.temperature must be above 0 and finite, got {self.temperature}")
         check_one_of("objective.normalizer", self.normalizer, NORMALIZERS)
@@ -100,28 +136,65 @@ class ObjectiveConfig:
             InputError: An unknown name, a value out of range, or an option that the named function does not have.
         """
         return Objective(
-            divergence=_bind(self, "divergence", self.divergence or divergence, DIVERGENCES, ("alpha", "beta", "mu")),
-            verifier=_bind(self, "verifier", self.verifier, VERIFIERS, ("k",)),
+            divergence=_bind(self, "divergence", [self.divergence or divergence], DIVERGENCES, DIVERGENCE_OPTIONS)[0],
+            verifier=self.build_verifier(),
             floor=self.floor,
             temperature=self.temperature,
             normalizer=self.normalizer,
             label_share=label_share,
+            rejected=None if self.rejected is None else self._build_rejected(self.rejected),
         )
+
+    def build_verifier(self) -> Callable:
+        """The objective's verifier alone."""
+        return _bind(self, "verifier", [self.verifier], VERIFIERS, VERIFIER_OPTIONS)[0]
+
+    def _build_rejected(self, names: str) -> Callable:
+        parts = [name.strip() for name in names.split("+")]
+        return losses.sum_of(*_bind(self, "rejected", parts, DIVERGENCES, REJECTED_OPTIONS))
+
+    def _check_options_of(self, kind: str, prefix: str) -> None:
+        """Raises InputError where an option of a divergence is out of range."""
+        alpha, beta, mu, top_k = (getattr(self, f"{prefix}{option}") for option in DIVERGENCE_OPTIONS)
+        if alpha is not None:
+            check_in_range(f"objective.{prefix}alpha", alpha, 0, 1, include_high=False)
+        if mu is not None:
+            check_in_range(f"objective.{prefix}mu", mu, 0, 1)
+        if beta is not None and not 0 < beta < 1:
+            raise InputError(
+                f"objective.{prefix}beta must lie strictly between 0 and 1, got {beta}; where other libraries mean a "
+                f'KL divergence by it, set objective.{kind} to "forward_kl" (0) or "reverse_kl" (1)'
+            )
+        if top_k is not None:
+            check_at_least(f"objective.{prefix}top_k", top_k, 1)
 
 
 def _bind(
-    config: ObjectiveConfig, kind: str, name: str, table: dict[str, Callable], options: tuple[str, ...]
-) -> Callable:
-    """The function called `name`, with those of the options that were given."""
-    check_one_of(f"objective.{kind}", name, table)
-    function = table[name]
-    given = {option: getattr(config, option) for option in options if getattr(config, option) is not None}
-    for option in given:
+    config: ObjectiveConfig, kind: str, names: list[str], table: dict[str, Callable], options: dict[str, str]
+) -> list[Callable]:
+    """The functions called `names`, each with those of the given options that it has."""
+    for name in names:
+        check_one_of(f"objective.{kind}", name, table)
+    given = {option: parameter for option, parameter in options.items() if getattr(config, option) is not None}
+
+    def takes(name: str, parameter: str) -> bool:
+        return parameter in inspect.signature(table[name]).parameters
+
+    for option, parameter in given.items():
         # Silently ignoring it would train something else than what was asked for.
-        if option not in inspect.signature(function).parameters:
-            users = [other for other in table if option in inspect.signature(table[other]).parameters]
+        if not any(takes(name, parameter) for name in names):
+            users = [other for other in table if takes(other, parameter)]
             raise InputError(
-                f"objective.{option} is an option of {', '.join(users)}, not of {name}; leave it out or choose "
-                f"another objective.{kind}"
+                f"objective.{option} is an option of {', '.join(users)}, not of {' + '.join(names)}; leave it out or "
+                f"choose another objective.{kind}"
             )
-    return partial(function, **given) if given else function
+
+    def bind(name: str) -> Callable:
+        bound = {parameter: getattr(config, option) for option, parameter in given.items() if takes(name, parameter)}
+        for option, parameter in options.items():
+            needed = takes(name, parameter) and inspect.signature(table[name]).parameters[parameter]
+            if needed and needed.default is needed.empty and parameter not in bound:
+                raise InputError(f"objective.{kind} {name} needs objective.{option}; set it")
+        return partial(table[name], **bound) if bound else table[name]
+
+    return [bind(name) for name in names]

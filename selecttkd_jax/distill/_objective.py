@@ -1,9 +1,10 @@
 """The selective distillation objective: a divergence, the verifier that decides which tokens count, and a normaliser.
 
-    loss = sum_{b,t} c[b,t] (floor + (1 - floor) accepted[b,t]) D(p, q)[b,t]
+    loss = sum_{b,t} c[b,t] (accepted[b,t] D(p, q)[b,t] + floor (1 - accepted[b,t]) R(p, q)[b,t])
 
-with the coefficients c of `token_coefficients`. It comes in two halves. `Objective.token_terms` works on positions of
-any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
+with the coefficients c of `token_coefficients`. R, the divergence of rejected tokens, is D itself unless another is
+named: then a token weighs floor + (1 - floor) accepted. It comes in two halves. `Objective.token_terms` works on
+positions of any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from selecttkd_jax.distill._static_key import static_key
 from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
 from selecttkd_jax.losses import cross_entropy, forward_kl
 from selecttkd_jax.losses._closed_form import as_float32
-from selecttkd_jax.selection import accept_all, token_weights
+from selecttkd_jax.selection import accept_all
 from selecttkd_jax.selection._calling import call_with_labels
+from selecttkd_jax.selection._weights import weigh
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +37,16 @@ class Objective:
             A parameter named `labels` receives the labels; `losses.cross_entropy` itself fits.
         verifier: `f(student_logits, teacher_logits) -> acceptance [...]`, from `selection`. It sees the logits at
             temperature 1. A parameter named `labels` receives the labels.
-        floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta.
+        floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta. With `rejected` it
+            is that divergence's coefficient, and may exceed 1.
         temperature: Divides both models' logits in the divergence. There is no factor temperature^2.
         normalizer: What `count` is: "sequence" (the mean over sequences of each one's mean over all its valid
             positions, as in the paper and DistiLLM-2), "token" (the mean over all valid positions) or "weight" (the sum
             of weights).
         label_share: r in (1 - r) weight D + r CE, the share of the cross-entropy on labels, which no verifier weighs.
+        rejected: The divergence of rejected tokens, in the form of `divergence`; None: the same one. An acceptance
+            between 0 and 1 (soft, or expected) shares a token out: acceptance D + floor (1 - acceptance) R. A skew that
+            comes with a batch is the other one's.
 
     Example:
         >>> from functools import partial
@@ -58,12 +64,13 @@ class Objective:
     temperature: float = 1.0
     normalizer: str = "sequence"
     label_share: float = 0.0
+    rejected: Callable | None = None
 
     def __post_init__(self):
-        for name in ("divergence", "verifier"):
+        for name in ("divergence", "verifier") if self.rejected is None else ("divergence", "verifier", "rejected"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function of logits, got {getattr(self, name)!r}")
-        check_in_range("floor", self.floor, 0.0, 1.0)
+        check_floor("floor", self.floor, coefficient=self.rejected is not None)
         check_in_range("label_share", self.label_share, 0.0, 1.0)
         if not 0.0 < self.temperature < float("inf"):
             raise InputError(f"temperature must be positive, got {self.temperature}")
@@ -174,19 +181,16 @@ class Objective:
             raise InputError(f"acceptance must have the shape of the positions, {positions}, got {acceptance.shape}")
         if uniforms is not None:
             check_same_shape("uniforms", uniforms, "mask and acceptance", acceptance)
-        weight, accepted = token_weights(acceptance, uniforms, floor=self.floor)
+        weight, accepted = weigh(acceptance, uniforms, self.floor)
 
         options = {} if alpha is None else {"alpha": alpha}
-        divergence = call_with_labels(
-            self.divergence,
-            "divergence",
-            self._tempered(student_logits),
-            self._tempered(teacher_logits),
-            labels,
-            **options,
-        )
-        # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN. A NaN weight shows.
-        loss = jnp.where(weight <= 0, 0.0, weight * divergence)
+        tempered = self._tempered(student_logits), self._tempered(teacher_logits)
+        divergence = call_with_labels(self.divergence, "divergence", *tempered, labels, **options)
+        if self.rejected is None:
+            loss = _weighed(weight, divergence)
+        else:
+            on_rejected = call_with_labels(self.rejected, "divergence of rejected tokens", *tempered, labels)
+            loss = _weighed(accepted, divergence) + _weighed(self.floor * (1 - accepted), on_rejected)
         if self.label_share > 0:
             if labels is None:
                 raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
@@ -196,6 +200,19 @@ class Objective:
     def _tempered(self, logits: Any) -> Any:
         # In float32: dividing bfloat16 logits would round them once more.
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
+
+
+def check_floor(name: str, floor: float, *, coefficient: bool) -> None:
+    """Raises InputError unless the floor is a share in [0, 1], or a coefficient that is finite and at least 0."""
+    if not coefficient:
+        check_in_range(name, floor, 0.0, 1.0)
+    elif not 0.0 <= floor < float("inf"):
+        raise InputError(f"{name} must be finite and at least 0, got {floor}")
+
+
+def _weighed(weight: PerToken, divergence: PerToken) -> PerToken:
+    # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN. A NaN weight shows.
+    return jnp.where(weight <= 0, 0.0, weight * divergence)
 
 
 def spread_alpha(alpha: Array, mask: TokenMask, *, packed: bool) -> Array:

@@ -51,7 +51,7 @@ def make_rollouts(
     roles: tuple[Role, ...] = ("teacher", "student")
     if not isinstance(shapes, data.Responses):
         roles = ("student",) if "student" in config.method.writes else ("teacher",)
-    objective = replace(config.objective, divergence=None, alpha=None, beta=None, mu=None)
+    objective = config.objective
     if objective.verifier == "accept_all":
         objective = replace(objective, verifier="greedy_top_k")
     decode = partial(prepared.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -61,7 +61,7 @@ def make_rollouts(
             pair,
             frozen,
             partial(recorder.taken, role),
-            objective.build().verifier,
+            objective.build_verifier(),
             stop_ids=prepared.stop_ids,
             longest=min(sampling.max_new_tokens, config.data.max_length),
             every=config.logging.samples_every or config.training.eval_every,

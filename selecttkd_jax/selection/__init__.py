@@ -41,6 +41,7 @@ from selecttkd_jax.selection._verifiers import (
     hellinger_gate,
     spec_k,
     spec_k_by_sampling,
+    spec_label,
 )
 from selecttkd_jax.selection._weights import TokenWeights, token_weights
 
@@ -70,6 +71,7 @@ __all__ = [
     "shadow_overlaps",
     "spec_k",
     "spec_k_by_sampling",
+    "spec_label",
     "target_uncertainty",
     "token_weights",
     "top_fraction",

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from selecttkd_jax import losses
-from selecttkd_jax._array_types import Array, Key, Logits, PerToken
+from selecttkd_jax._array_types import Array, Int, Key, Logits, PerToken
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.losses._closed_form import as_float32, check_logits, distribution
+from selecttkd_jax.losses._cross_entropy import check_labels, pick
 
 
 @any_mesh(like="student_logits", drop=1)
@@ -111,6 +112,37 @@ def spec_k_by_sampling(student_logits: Logits, teacher_logits: Logits, *, key: K
     uniforms = jax.random.uniform(uniform_key, (k, *positions))
     passing = jnp.exp(jnp.minimum(log_p - log_q, 0.0))
     return verdict(jnp.any(uniforms < passing, axis=0), jnp.sum(passing, axis=0))
+
+
+@any_mesh(like="student_logits", drop=1)
+def spec_label(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """The probability that the token of the text passes the speculative test.
+
+        acceptance = min(1, p(y) / q(y)),   y the label
+
+    On text that the student wrote, this is `spec_k` with k = 1 whose one candidate is the token that was sampled.
+
+    Args:
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+        labels: [...] integers. Positions whose label is outside [0, V) are rejected.
+
+    Returns:
+        Acceptance [...] float32 in [0, 1].
+
+    Raises:
+        InputError: The shapes do not match.
+        TypeError: The labels are not integers.
+
+    Source: TrOPD (arXiv 2606.01249), its trust in a sampled token; Leviathan et al., 2023.
+    """
+    student_logits, teacher_logits = constants(student_logits, teacher_logits)
+    check_labels(student_logits, labels)
+    log_q, log_p = (pick(jax.nn.log_softmax(logits), labels) for logits in (student_logits, teacher_logits))
+    inside = (labels >= 0) & (labels < student_logits.shape[-1])
+    # What the teacher excludes is rejected, also where the student excludes it, too.
+    log_ratio = jnp.where(inside & ~jnp.isneginf(log_p), log_p - log_q, -jnp.inf)
+    return jnp.exp(jnp.minimum(log_ratio, 0.0)).astype(jnp.float32)
 
 
 def hellinger(student_logits: Logits, teacher_logits: Logits) -> PerToken:

@@ -1,8 +1,11 @@
 import copy
 import datetime
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from selecttkd_jax import losses, selection
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import Objective, ObjectiveConfig
 from selecttkd_jax.generation import Sampling
@@ -80,6 +83,16 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
         (changed(None, targets=[]), r"unknown option targets \(did you mean lora.targets\?\)"),
         (changed("models", student_dtype="int8"), "models.student_dtype must be one of"),
         (changed("models", student_dtype="bfloat16"), r"without a \[lora\] section all weights are trained"),
+        (changed("objective", rejected="forwardkl"), "objective.rejected must be one of .*did you mean 'forward_kl'"),
+        (
+            changed("objective", rejected="forward_kl", rejected_mu=0.3),
+            "rejected_mu is an option of adaptive",
+        ),
+        (changed("objective", rejected="skew_kl", rejected_alpha=1.0), r"objective.rejected_alpha must be in \[0, 1\)"),
+        (changed("objective", rejected_alpha=0.3), "option of objective.rejected, which is not given"),
+        (changed("objective", rejected="forward_kl", verifier="accept_all"), "accept_all rejects none"),
+        (changed("objective", floor=1.5), r"objective.floor must be in \[0.0, 1.0\], got 1.5"),
+        (changed("objective", verifier="entropy"), "objective.verifier entropy needs objective.threshold"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
@@ -162,11 +175,31 @@ def test_differences_name_the_option_and_both_values():
 
 
 def test_named_objectives_bind_their_options():
-    from functools import partial
-
-    from selecttkd_jax import losses, selection
-
     config = ObjectiveConfig(divergence="jensen_shannon", beta=0.3, verifier="spec_k", k=3, floor=0.2, temperature=2.0)
     assert config.build() == Objective(
         partial(losses.jensen_shannon, beta=0.3), partial(selection.spec_k, k=3), floor=0.2, temperature=2.0
+    )
+    mixed = ObjectiveConfig(rejected="skew_kl + jensen_shannon", rejected_alpha=0.3, rejected_beta=0.4, floor=3.0)
+    parts = partial(losses.skew_kl, alpha=0.3), partial(losses.jensen_shannon, beta=0.4)
+    assert mixed.build() == Objective(
+        losses.forward_kl, selection.greedy_top_k, floor=3.0, rejected=losses.sum_of(*parts)
+    )
+
+
+def test_two_rivals_are_two_files():
+    """What they minimise, written out; their losses are held by tests of the objective."""
+    files = Path(__file__).parents[2] / "experiments" / "configs" / "selection"
+    tropd, eopd = (load_config(files / f"{name}.toml") for name in ("tropd", "eopd"))
+    assert tropd.method.name == eopd.method.name == "on_policy"
+    assert tropd.objective.build() == Objective(
+        losses.reverse_kl,
+        selection.spec_label,
+        floor=1.0,
+        rejected=partial(losses.teacher_top_k_kl, k=16),
+    )
+    assert eopd.objective.build() == Objective(
+        losses.reverse_kl,
+        partial(selection.entropy_gate, threshold=0.8),
+        floor=1.0,
+        rejected=losses.sum_of(losses.reverse_kl, losses.forward_kl),
     )

@@ -194,8 +194,8 @@ MUTANTS = [
     ),
     Mutant(
         "distill/_objective.py",
-        "self._tempered(teacher_logits),",
-        "teacher_logits,",
+        "self._tempered(teacher_logits)\n",
+        "teacher_logits\n",
         "the teacher not tempered",
     ),
     Mutant(
@@ -259,5 +259,17 @@ MUTANTS = [
         "    student_logits, rest = vary_alike((student_logits, rest), like=(student_logits, rest))\n",
         "",
         "a chunked gradient of one device of a shard_map",
+    ),
+    Mutant(
+        "distill/_objective.py",
+        "_weighed(self.floor * (1 - accepted), on_rejected)",
+        "_weighed(self.floor * accepted, on_rejected)",
+        "the divergence of rejected tokens on accepted ones",
+    ),
+    Mutant(
+        "distill/_objective.py",
+        "loss = _weighed(accepted, divergence) + ",
+        "loss = _weighed(weight, divergence) + ",
+        "rejected tokens learn by both divergences",
     ),
 ]

@@ -167,4 +167,10 @@ MUTANTS = [
         "floor * _total(accepted, mask)",
         "the weight share of the accepted",
     ),
+    Mutant(
+        "selection/_verifiers.py",
+        "log_p - log_q, -jnp.inf)",
+        "log_q - log_p, -jnp.inf)",
+        "the ratio of a label upside down",
+    ),
 ]

@@ -73,6 +73,26 @@ def test_plain_and_vmap_agree_with_jit_and_nothing_is_differentiated(name):
     assert all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
+def test_the_token_of_the_text_passes_as_a_speculative_sample_does():
+    student, teacher = logits_pair(40, 64, seed=12)
+    labels = np.random.default_rng(12).integers(0, 64, 40).astype(np.int32)
+    wanted = [oracle.spec_label(*pair) for pair in zip(student, teacher, labels, strict=True)]
+    np.testing.assert_allclose(selection.spec_label(student, teacher, labels), wanted, rtol=1e-5)
+    assert 0 < np.mean(wanted) < 1
+    # Over the student's own tokens that is Spec-k with k = 1.
+    every = jnp.arange(64, dtype=jnp.int32)
+    by_token = selection.spec_label(*(jnp.broadcast_to(z[:1], (64, 64)) for z in (student, teacher)), every)
+    mean = jnp.sum(jax.nn.softmax(student[0]) * by_token)
+    np.testing.assert_allclose(mean, selection.spec_k(student[0], teacher[0], k=1), rtol=1e-5)
+    excluded = jnp.array([0.0, -jnp.inf, 0.0])
+    for q, p, label, acceptance in (
+        (excluded, excluded, 1, 0),
+        (excluded, jnp.zeros(3), 1, 1),
+        (excluded, excluded, -1, 0),
+    ):
+        assert selection.spec_label(q, p, jnp.array(label)) == acceptance
+
+
 def test_greedy_by_hand():
     teacher = jnp.array([4.0, 3.0, 2.0, 1.0])
     for token, rank in enumerate(range(4)):
@@ -127,6 +147,7 @@ READS_BOTH = {
     "sampling": partial(selection.spec_k_by_sampling, key=jax.random.key(0)),
     "hellinger": selection.hellinger,
     "gate": partial(selection.hellinger_gate, tau=1.0),
+    "spec label": lambda q, p: selection.spec_label(q, p, jnp.zeros(q.shape[:-1], jnp.int32)),
 }
 READS_TEACHER = {
     "entropy": partial(selection.entropy_gate, threshold=9.0),
