@@ -17,7 +17,15 @@ from selecttkd_jax.distill._fused_two_stream import HiddenStream, fused_two_stre
 from selecttkd_jax.distill._inputs import Head, Tokens
 from selecttkd_jax.distill._named import ObjectiveConfig
 from selecttkd_jax.distill._objective import Objective
-from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
+from selecttkd_jax.distill._shadows import ShadowSums
+from selecttkd_jax.distill._sums import (
+    NORMALIZERS,
+    LossSums,
+    ShadowedSums,
+    TokenTerms,
+    reduce_terms,
+    token_coefficients,
+)
 from selecttkd_jax.distill._two_stream import Stream, TwoStreamObjective, TwoStreamSums
 from selecttkd_jax.distill._vocabulary import log_shared_width, mask_vocabulary, match_vocabulary, shared_width
 
@@ -33,6 +41,8 @@ __all__ = [
     "Policy",
     "PolicySums",
     "ReferenceGap",
+    "ShadowSums",
+    "ShadowedSums",
     "Stream",
     "TokenTerms",
     "Tokens",

@@ -1,15 +1,16 @@
 """Objectives by name, for configuration files and the command line."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-from selecttkd_jax import losses, selection
+from selecttkd_jax import losses
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
+from selecttkd_jax.distill._binding import bind_named
+from selecttkd_jax.distill._named_verifiers import build_verifiers, check_verifier_options
 from selecttkd_jax.distill._objective import Objective, check_floor
 from selecttkd_jax.distill._sums import NORMALIZERS
+from selecttkd_jax.selection._controls import surveyed
 
 DIVERGENCES: dict[str, Callable] = {
     function.__name__: function
@@ -26,18 +27,9 @@ DIVERGENCES: dict[str, Callable] = {
         losses.teacher_top_k_reverse_kl,
     )
 }
-VERIFIERS: dict[str, Callable] = {
-    "accept_all": selection.accept_all,
-    "greedy_top_k": selection.greedy_top_k,
-    "spec_k": selection.spec_k,
-    "spec_label": selection.spec_label,
-    "hellinger": selection.hellinger,
-    "entropy": selection.entropy_gate,
-}
 # An option of [objective] and the parameter of a function that it sets.
 DIVERGENCE_OPTIONS = {"alpha": "alpha", "beta": "beta", "mu": "mu", "top_k": "k"}
 REJECTED_OPTIONS = {f"rejected_{option}": parameter for option, parameter in DIVERGENCE_OPTIONS.items()}
-VERIFIER_OPTIONS = {"k": "k", "threshold": "threshold", "entropy_of": "source"}
 
 
 @dataclass(frozen=True)
@@ -69,14 +61,25 @@ class ObjectiveConfig:
     rejected_top_k: int | None = None
     """As top_k, of rejected."""
     verifier: str = "greedy_top_k"
-    """greedy_top_k, spec_k, spec_label (the token of the text passes the speculative test), entropy (up to threshold),
-    hellinger (the soft weight), or accept_all (vanilla distillation)."""
+    """greedy_top_k, spec_k, spec_label (the token of the text passes the speculative test), hellinger_gate (up to tau),
+    hellinger (the soft weight) or accept_all (vanilla distillation); or a control: random, entropy (up to threshold),
+    label_in_top_k, invert (what of rejects), rescale (all tokens, scaled to the mean weight that of gives)."""
+    of: str | None = None
+    """The verifier that invert, random (which then accepts at its rate) or rescale is made of."""
+    shadows: tuple[str, ...] | None = None
+    """Verifiers that see the same tokens and change nothing: the log says what they accept, and how that overlaps with
+    what the verifier does. A random one without a rate has the verifier's."""
     k: int | None = None
-    """Teacher tokens that greedy_top_k accepts, or candidates that spec_k draws; at least 1. Left out: 5."""
+    """Teacher tokens that greedy_top_k and label_in_top_k accept, or candidates that spec_k draws; at least 1. Left
+    out: 5."""
     threshold: float | None = None
     """Nats of entropy up to which the verifier entropy accepts."""
     entropy_of: str | None = None
     """Whose entropy that is: teacher or student. Left out: the teacher's."""
+    tau: float | None = None
+    """Hellinger distance up to which hellinger_gate accepts, in [0, 1]. Left out: 0.5."""
+    rate: float | None = None
+    """Probability with which random accepts, in [0, 1]."""
     expected: bool = False
     """Weigh by the acceptance itself (its expectation) instead of a draw against it: less variance for spec_k."""
     floor: float = 0.01
@@ -92,12 +95,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         self._check_options_of("divergence", "")
         self._check_options_of("rejected", "rejected_")
-        if self.k is not None:
-            check_at_least("objective.k", self.k, 1)
-        if self.threshold is not None:
-            check_at_least("objective.threshold", self.threshold, 0)
-        if self.entropy_of is not None:
-            check_one_of("objective.entropy_of", self.entropy_of, ("teacher", "student"))
+        check_verifier_options(self)
         check_floor("objective.floor", self.floor, coefficient=self.rejected is not None)
         if self.rejected is None:
             for option in REJECTED_OPTIONS:
@@ -116,11 +114,6 @@ class ObjectiveConfig:
                 f"objective.skip_rejected needs objective.floor = 0.0, got {self.floor}: with a floor, rejected tokens "
                 "learn, too"
             )
-        if self.verifier == "hellinger" and not (self.expected and self.floor == 0):
-            raise InputError(
-                "objective.verifier hellinger is itself the weight of a token (V = H): set objective.expected = true "
-                "and objective.floor = 0.0"
-            )
         # With a divergence left out, the method that names one checks its options.
         if self.divergence is not None:
             self.build()
@@ -135,23 +128,39 @@ class ObjectiveConfig:
         Raises:
             InputError: An unknown name, a value out of range, or an option that the named function does not have.
         """
+        (own,) = bind_named(self, "divergence", [self.divergence or divergence], DIVERGENCES, DIVERGENCE_OPTIONS)
+        verifier, shadows = build_verifiers(self)
         return Objective(
-            divergence=_bind(self, "divergence", [self.divergence or divergence], DIVERGENCES, DIVERGENCE_OPTIONS)[0],
-            verifier=self.build_verifier(),
+            divergence=own,
+            verifier=verifier,
             floor=self.floor,
             temperature=self.temperature,
             normalizer=self.normalizer,
             label_share=label_share,
             rejected=None if self.rejected is None else self._build_rejected(self.rejected),
+            shadows=shadows,
         )
 
     def build_verifier(self) -> Callable:
         """The objective's verifier alone."""
-        return _bind(self, "verifier", [self.verifier], VERIFIERS, VERIFIER_OPTIONS)[0]
+        return build_verifiers(self)[0]
+
+    @property
+    def expects(self) -> bool:
+        """Whether tokens weigh by the acceptance itself, and none is drawn."""
+        return self.expected or self.verifier == "rescale"
+
+    def check_by_token(self, method: str) -> None:
+        """Raises InputError where the verifier needs a number of the whole batch, which this method does not take."""
+        if surveyed(self.build_verifier()) is not None:
+            raise InputError(
+                f"objective.verifier {self.verifier} takes the rate of {self.of} over each batch first, which method "
+                f"{method} does not; choose a method of one stream, or objective.rate"
+            )
 
     def _build_rejected(self, names: str) -> Callable:
         parts = [name.strip() for name in names.split("+")]
-        return losses.sum_of(*_bind(self, "rejected", parts, DIVERGENCES, REJECTED_OPTIONS))
+        return losses.sum_of(*bind_named(self, "rejected", parts, DIVERGENCES, REJECTED_OPTIONS))
 
     def _check_options_of(self, kind: str, prefix: str) -> None:
         """Raises InputError where an option of a divergence is out of range."""
@@ -167,34 +176,3 @@ class ObjectiveConfig:
             )
         if top_k is not None:
             check_at_least(f"objective.{prefix}top_k", top_k, 1)
-
-
-def _bind(
-    config: ObjectiveConfig, kind: str, names: list[str], table: dict[str, Callable], options: dict[str, str]
-) -> list[Callable]:
-    """The functions called `names`, each with those of the given options that it has."""
-    for name in names:
-        check_one_of(f"objective.{kind}", name, table)
-    given = {option: parameter for option, parameter in options.items() if getattr(config, option) is not None}
-
-    def takes(name: str, parameter: str) -> bool:
-        return parameter in inspect.signature(table[name]).parameters
-
-    for option, parameter in given.items():
-        # Silently ignoring it would train something else than what was asked for.
-        if not any(takes(name, parameter) for name in names):
-            users = [other for other in table if takes(other, parameter)]
-            raise InputError(
-                f"objective.{option} is an option of {', '.join(users)}, not of {' + '.join(names)}; leave it out or "
-                f"choose another objective.{kind}"
-            )
-
-    def bind(name: str) -> Callable:
-        bound = {parameter: getattr(config, option) for option, parameter in given.items() if takes(name, parameter)}
-        for option, parameter in options.items():
-            needed = takes(name, parameter) and inspect.signature(table[name]).parameters[parameter]
-            if needed and needed.default is needed.empty and parameter not in bound:
-                raise InputError(f"objective.{kind} {name} needs objective.{option}; set it")
-        return partial(table[name], **bound) if bound else table[name]
-
-    return [bind(name) for name in names]

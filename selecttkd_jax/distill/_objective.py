@@ -19,6 +19,7 @@ from selecttkd_jax._checks import as_mask, check_count, check_in_range, check_ra
 from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.distill._chunks import terms_by_chunks
+from selecttkd_jax.distill._shadows import Shadow, ShadowTerms, check_shadows, shadow_terms
 from selecttkd_jax.distill._static_key import static_key
 from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
 from selecttkd_jax.losses import cross_entropy, forward_kl
@@ -47,6 +48,9 @@ class Objective:
         rejected: The divergence of rejected tokens, in the form of `divergence`; None: the same one. An acceptance
             between 0 and 1 (soft, or expected) shares a token out: acceptance D + floor (1 - acceptance) R. A skew that
             comes with a batch is the other one's.
+        shadows: Other verifiers by name, which see the same tokens and change nothing: the sums say what they accept,
+            and how that overlaps with what `verifier` does (`ShadowedSums.means`). A name with None is a random gate of
+            the same rate.
 
     Example:
         >>> from functools import partial
@@ -65,11 +69,13 @@ class Objective:
     normalizer: str = "sequence"
     label_share: float = 0.0
     rejected: Callable | None = None
+    shadows: tuple[Shadow, ...] = ()
 
     def __post_init__(self):
         for name in ("divergence", "verifier") if self.rejected is None else ("divergence", "verifier", "rejected"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function of logits, got {getattr(self, name)!r}")
+        check_shadows(self.shadows)
         check_floor("floor", self.floor, coefficient=self.rejected is not None)
         check_in_range("label_share", self.label_share, 0.0, 1.0)
         if not 0.0 < self.temperature < float("inf"):
@@ -122,7 +128,7 @@ class Objective:
                 (`cached_chunk_size`).
 
         Returns:
-            LossSums, differentiable to the student's logits.
+            LossSums, differentiable to the student's logits; ShadowedSums where there are shadows.
 
         Raises:
             InputError: Shapes do not match, the mask is not 0/1, or labels are needed and absent.
@@ -195,7 +201,14 @@ class Objective:
             if labels is None:
                 raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
             loss = (1 - self.label_share) * loss + self.label_share * cross_entropy(student_logits, labels)
-        return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted)
+        shadows: dict[str, ShadowTerms | None] = {}
+        for name, shadow in self.shadows:
+            if shadow is None:
+                shadows[name] = None
+                continue
+            others = call_with_labels(shadow, "shadow", student_logits, teacher_logits, labels)
+            shadows[name] = shadow_terms(shadow, others, uniforms, self.verifier, accepted)
+        return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted, shadows)
 
     def _tempered(self, logits: Any) -> Any:
         # In float32: dividing bfloat16 logits would round them once more.

@@ -1,7 +1,7 @@
 """Divergences added up, as one."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 
 from selecttkd_jax._array_types import Logits, PerToken
 from selecttkd_jax._errors import InputError
@@ -24,7 +24,10 @@ def sum_of(*divergences: Callable[[Logits, Logits], PerToken]) -> Callable[[Logi
     """
     if not divergences:
         raise InputError("a sum of divergences needs at least one, got none")
-    return reduce(lambda one, other: partial(_added, one, other), divergences)
+    total, *others = divergences
+    for other in others:
+        total = partial(_added, total, other)
+    return total
 
 
 def _added(one, other, student_logits, teacher_logits):

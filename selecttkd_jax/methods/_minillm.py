@@ -70,6 +70,7 @@ class MiniLlm:
 
     def check(self, shared: ObjectiveConfig) -> None:
         """Raises InputError where [objective] does not go with the method."""
+        shared.check_by_token("minillm")
         if shared.normalizer == "weight":
             raise InputError(
                 "no verifier weighs minillm's policy gradient, so objective.normalizer cannot be weight; choose "
@@ -97,7 +98,7 @@ class MiniLlm:
             objective=parts.objective.build(divergence=self.divergence),
             clip=self.clip,
             pretraining=self.pretraining,
-            expected=parts.objective.expected,
+            expected=parts.objective.expects,
             memory_budget=parts.memory_budget,
             packed=parts.packed,
         )

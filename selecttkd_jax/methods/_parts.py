@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 
 from selecttkd_jax.distill import Balance, Objective, ObjectiveConfig, TwoStreamObjective
 from selecttkd_jax.generation import KeepRule, Sampling
+from selecttkd_jax.selection._controls import surveyed
 from selecttkd_jax.sources import AdaptiveAlpha, EpochPairs, MakeWriter, OnPolicy, Pairs, Role, RolloutFiles, unwritten
-from selecttkd_jax.training import Frozen, OneStream, Pair, Source, TwoStreams
+from selecttkd_jax.training import Frozen, OneStream, Pair, Source, SurveyedStream, TwoStreams
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,11 @@ class Parts:
 
     def one_stream(self, objective: Objective) -> OneStream:
         """The loss of an objective on one stream of responses, with what [objective] says of how it is computed."""
-        return OneStream(
+        kind = OneStream if surveyed(objective.verifier) is None else SurveyedStream
+        return kind(
             pair=self.pair,
             objective=objective,
-            expected=self.objective.expected,
+            expected=self.objective.expects,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
@@ -118,7 +120,7 @@ class Parts:
             pair=self.pair,
             objective=objective,
             balance=balance,
-            expected=self.objective.expected,
+            expected=self.objective.expects,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,

@@ -15,7 +15,7 @@ A scorer (`excess_loss` and its like) has the same arguments and no bounds; `top
 A score of NaN ranks behind all others.
 """
 
-from selecttkd_jax.selection._controls import entropy_gate, invert, label_in_top_k, random_gate
+from selecttkd_jax.selection._controls import at_rate_of, entropy_gate, invert, label_in_top_k, random_gate
 from selecttkd_jax.selection._ranking import at_most, median_split, top_fraction
 from selecttkd_jax.selection._rates import (
     Rate,
@@ -53,6 +53,7 @@ __all__ = [
     "acceptance_rate_by_position",
     "acceptance_rate_by_sequence",
     "at_most",
+    "at_rate_of",
     "divergence_gap",
     "entropy_gate",
     "error_norm",

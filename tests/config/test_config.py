@@ -93,6 +93,21 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
         (changed("objective", rejected="forward_kl", verifier="accept_all"), "accept_all rejects none"),
         (changed("objective", floor=1.5), r"objective.floor must be in \[0.0, 1.0\], got 1.5"),
         (changed("objective", verifier="entropy"), "objective.verifier entropy needs objective.threshold"),
+        (changed("objective", verifier="random"), "needs either objective.rate or objective.of"),
+        (changed("objective", verifier="random", rate=0.3, of="spec_k"), "needs either objective.rate or objective.of"),
+        (changed("objective", verifier="invert"), "objective.verifier invert is made of another"),
+        (
+            changed("objective", of="spec_k"),
+            "of is an option of invert, random, rescale, not of greedy_top_k",
+        ),
+        (changed("objective", verifier="rescale", of="spec_k", normalizer="weight"), "divides by it again"),
+        (changed("objective", shadows=["spec_j"]), "objective.shadows must be one of .*did you mean 'spec_k'"),
+        (changed("objective", shadows=["spec_k", "spec_k"]), "objective.shadows names a verifier twice"),
+        (changed("objective", shadows=["entropy"]), "entropy needs objective.threshold"),
+        (
+            changed("objective", verifier="random", of="spec_k") | {"method": {"name": "distillm2"}},
+            "which method distillm2 does not",
+        ),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
@@ -203,3 +218,23 @@ def test_two_rivals_are_two_files():
         floor=1.0,
         rejected=losses.sum_of(losses.reverse_kl, losses.forward_kl),
     )
+
+
+def test_controls_and_shadows_by_name(tmp_path):
+    spec, greedy = partial(selection.spec_k, k=3), partial(selection.greedy_top_k, k=3)
+    names = ("greedy_top_k", "random", "entropy")
+    built = ObjectiveConfig(verifier="invert", of="spec_k", k=3, shadows=names, threshold=1).build()
+    assert Objective(verifier=built.verifier) == Objective(verifier=selection.invert(spec))
+    shadows = (("greedy_top_k", greedy), ("random", None), ("entropy", partial(selection.entropy_gate, threshold=1)))
+    assert Objective(shadows=built.shadows) == Objective(shadows=shadows)
+    for name in ("random", "rescale"):
+        config = ObjectiveConfig(verifier=name, of="spec_k", k=3)
+        assert Objective(verifier=config.build_verifier()) == Objective(verifier=selection.at_rate_of(spec))
+        assert config.expects == (name == "rescale")
+    at_rate = ObjectiveConfig(verifier="random", rate=0.4, shadows=("random",)).build()
+    gate = partial(selection.random_gate, rate=0.4)
+    assert at_rate == Objective(verifier=gate, shadows=(("random", gate),))
+    values = changed("objective", verifier="random", of="greedy_top_k", shadows=["spec_k", "random"])
+    config = config_from_dict(values, "here")
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
