@@ -17,6 +17,7 @@ from selecttkd_jax.distill._fused_two_stream import HiddenStream, fused_two_stre
 from selecttkd_jax.distill._inputs import Head, Tokens
 from selecttkd_jax.distill._named import ObjectiveConfig
 from selecttkd_jax.distill._objective import Objective
+from selecttkd_jax.distill._schedules import SCHEDULES, Schedule, Schedules
 from selecttkd_jax.distill._shadows import ShadowSums
 from selecttkd_jax.distill._sums import (
     NORMALIZERS,
@@ -32,6 +33,7 @@ from selecttkd_jax.distill._vocabulary import log_shared_width, mask_vocabulary,
 __all__ = [
     "BALANCES",
     "NORMALIZERS",
+    "SCHEDULES",
     "Balance",
     "Head",
     "HiddenStream",
@@ -41,6 +43,8 @@ __all__ = [
     "Policy",
     "PolicySums",
     "ReferenceGap",
+    "Schedule",
+    "Schedules",
     "ShadowSums",
     "ShadowedSums",
     "Stream",

@@ -7,8 +7,9 @@ from selecttkd_jax import losses
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.distill._binding import bind_named
-from selecttkd_jax.distill._named_verifiers import build_verifiers, check_verifier_options
+from selecttkd_jax.distill._named_verifiers import DEFAULT_K, TAKES_K, build_verifiers, check_verifier_options
 from selecttkd_jax.distill._objective import Objective, check_floor
+from selecttkd_jax.distill._schedules import SCHEDULES, Schedule, Schedules
 from selecttkd_jax.distill._sums import NORMALIZERS
 from selecttkd_jax.selection._controls import surveyed
 
@@ -61,9 +62,10 @@ class ObjectiveConfig:
     rejected_top_k: int | None = None
     """As top_k, of rejected."""
     verifier: str = "greedy_top_k"
-    """greedy_top_k, spec_k, spec_label (the token of the text passes the speculative test), hellinger_gate (up to tau),
-    hellinger (the soft weight) or accept_all (vanilla distillation); or a control: random, entropy (up to threshold),
-    label_in_top_k, invert (what of rejects), rescale (all tokens, scaled to the mean weight that of gives)."""
+    """greedy_top_k, spec_k, spec_label (the token of the text passes the speculative test), nucleus (the teacher's mass
+    on what is likelier is below tau), hellinger_gate (up to tau), hellinger (the soft weight) or accept_all (vanilla
+    distillation); or a control: random, entropy (up to threshold), label_in_top_k, invert (what of rejects), rescale
+    (all tokens, scaled to the mean weight that of gives)."""
     of: str | None = None
     """The verifier that invert, random (which then accepts at its rate) or rescale is made of."""
     shadows: tuple[str, ...] | None = None
@@ -77,7 +79,8 @@ class ObjectiveConfig:
     entropy_of: str | None = None
     """Whose entropy that is: teacher or student. Left out: the teacher's."""
     tau: float | None = None
-    """Hellinger distance up to which hellinger_gate accepts, in [0, 1]. Left out: 0.5."""
+    """Hellinger distance up to which hellinger_gate accepts, in [0, 1]; left out: 0.5. Teacher mass below which nucleus
+    does, in (0, 1]; left out: 0.9."""
     rate: float | None = None
     """Probability with which random accepts, in [0, 1]."""
     expected: bool = False
@@ -89,6 +92,14 @@ class ObjectiveConfig:
     """Leave rejected tokens out of the head's gradient products: the same numbers sooner. Needs a floor of 0."""
     temperature: float = 1.0
     """Divides both models' logits in the divergence; verification stays at 1."""
+    schedule: str | None = None
+    """How the numbers with an end move from the first step to the last: constant (not at all), linear or cosine."""
+    floor_end: float | None = None
+    """The floor at the last step. Left out: floor throughout."""
+    k_end: int | None = None
+    """The verifier's k at the last step, rounded on the way. Left out: k throughout."""
+    temperature_end: float | None = None
+    """The temperature at the last step. Left out: temperature throughout."""
     normalizer: str = "sequence"
     """sequence (mean over sequences of each one's token mean), token (all tokens pooled) or weight (sum of weights)."""
 
@@ -108,6 +119,7 @@ class ObjectiveConfig:
             )
         if not 0 < self.temperature < float("inf"):
             raise InputError(f"objective.temperature must be above 0 and finite, got {self.temperature}")
+        check_schedules(self)
         check_one_of("objective.normalizer", self.normalizer, NORMALIZERS)
         if self.skip_rejected and self.floor > 0:
             raise InputError(
@@ -145,6 +157,18 @@ class ObjectiveConfig:
         """The objective's verifier alone."""
         return build_verifiers(self)[0]
 
+    def build_schedules(self, steps: int) -> Schedules:
+        """How floor, k and temperature move over a run of `steps` steps."""
+
+        def schedule(start: float, end: float | None) -> Schedule | None:
+            return None if end is None else Schedule(self.schedule or "constant", start, end, steps)
+
+        return Schedules(
+            floor=schedule(self.floor, self.floor_end),
+            temperature=schedule(self.temperature, self.temperature_end),
+            k=schedule(self.k or DEFAULT_K, self.k_end),
+        )
+
     @property
     def expects(self) -> bool:
         """Whether tokens weigh by the acceptance itself, and none is drawn."""
@@ -176,3 +200,32 @@ class ObjectiveConfig:
             )
         if top_k is not None:
             check_at_least(f"objective.{prefix}top_k", top_k, 1)
+
+
+def check_schedules(config: ObjectiveConfig) -> None:
+    """Raises InputError where the numbers at a run's end are out of range, or do not go with the rest."""
+    ends = {name: getattr(config, f"{name}_end") for name in ("floor", "k", "temperature")}
+    given = [f"objective.{name}_end" for name, end in ends.items() if end is not None]
+    if config.schedule is not None:
+        check_one_of("objective.schedule", config.schedule, SCHEDULES)
+    if given and config.schedule in (None, "constant"):
+        raise InputError(f'{given[0]} needs objective.schedule = "linear" or "cosine"')
+    if not given and config.schedule not in (None, "constant"):
+        raise InputError(
+            f"objective.schedule {config.schedule} leads nowhere: give floor_end, k_end or temperature_end"
+        )
+    if config.floor_end is not None:
+        check_floor("objective.floor_end", config.floor_end, coefficient=config.rejected is not None)
+        if config.skip_rejected or config.verifier == "hellinger":
+            raise InputError(
+                "objective.floor_end goes with neither skip_rejected nor the verifier hellinger, whose floor is 0"
+            )
+    if config.temperature_end is not None and not 0 < config.temperature_end < float("inf"):
+        raise InputError(f"objective.temperature_end must be above 0 and finite, got {config.temperature_end}")
+    if config.k_end is not None:
+        check_at_least("objective.k_end", config.k_end, 1)
+        if config.verifier == "invert" or (config.of or config.verifier) not in TAKES_K:
+            raise InputError(
+                f"objective.k_end is an option of {', '.join(TAKES_K)}, not of {config.verifier}; leave it out or "
+                "choose another objective.verifier"
+            )

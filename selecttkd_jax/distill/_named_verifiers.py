@@ -18,8 +18,11 @@ VERIFIERS: dict[str, Callable] = {
     "entropy": selection.entropy_gate,
     "hellinger": selection.hellinger,
     "hellinger_gate": selection.hellinger_gate,
+    "nucleus": selection.nucleus,
     "random": selection.random_gate,
 }
+TAKES_K = ("greedy_top_k", "spec_k", "label_in_top_k")
+DEFAULT_K = 5
 OF_ANOTHER = ("invert", "random", "rescale")
 """Controls that are made of another verifier."""
 OPTIONS = {"k": "k", "threshold": "threshold", "entropy_of": "source", "tau": "tau", "rate": "rate"}

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax._array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken, Scalar, TokenIds, TokenMask
 from selecttkd_jax._checks import as_mask, check_count, check_in_range, check_rank, check_same_shape
 from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.distill._chunks import terms_by_chunks
+from selecttkd_jax.distill._inputs import spread_options
 from selecttkd_jax.distill._shadows import Shadow, ShadowTerms, check_shadows, shadow_terms
 from selecttkd_jax.distill._static_key import static_key
 from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
@@ -108,6 +109,9 @@ class Objective:
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
         segment_ids: TokenIds | None = None,
+        floor: Scalar | PerToken | None = None,
+        temperature: Scalar | PerToken | None = None,
+        k: Array | None = None,
         chunk_size: int | None = None,
     ) -> LossSums:
         """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count` (`sums.mean`).
@@ -123,6 +127,9 @@ class Objective:
             acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
             segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0
                 for padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
+            floor: A number or [B, T], in place of the objective's own: for schedules (`Schedules`).
+            temperature: The same of the temperature.
+            k: The same of the verifier's k, integers.
             chunk_size: Time steps evaluated at once, or None for all: the same numbers with fewer [B, T, V]
                 intermediates. On a CPU, B * chunk_size of about 8 keeps them in its cache and more than halves the time
                 (`cached_chunk_size`).
@@ -145,13 +152,14 @@ class Objective:
             alpha = spread_alpha(alpha, mask, packed=segment_ids is not None)
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
+        moving = spread_options(mask.shape, floor=floor, temperature=temperature, k=k)
         if chunk_size is None:
             terms = self.token_terms(
-                student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance
+                student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance, **moving
             )
         else:
             rest = {"teacher_logits": teacher_logits, "uniforms": uniforms, "labels": labels}
-            rest.update(alpha=alpha, acceptance=acceptance)
+            rest.update(alpha=alpha, acceptance=acceptance, **moving)
             terms = terms_by_chunks(self.token_terms, chunk_size, student_logits, rest)
         return reduce_terms(terms, mask, self.normalizer, segment_ids)
 
@@ -165,6 +173,9 @@ class Objective:
         *,
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
+        floor: PerToken | None = None,
+        temperature: PerToken | None = None,
+        k: Array | None = None,
     ) -> TokenTerms:
         """The per-token half: every position by itself, in any shape (all of a batch, or a chunk of it).
 
@@ -175,28 +186,33 @@ class Objective:
             labels: [...] or None.
             alpha: Broadcasts against [..., 1], or None.
             acceptance: [...] or None.
+            floor: [...], in place of the objective's, or None.
+            temperature: [...], in place of the objective's, or None.
+            k: [...], in place of the verifier's, or None.
 
         Returns:
             TokenTerms of [...] float32. Only `loss` and `divergence` are differentiable.
         """
         positions = jnp.shape(student_logits)[:-1]
         if acceptance is None:
-            acceptance = call_with_labels(self.verifier, "verifier", student_logits, teacher_logits, labels)
+            bound = {} if k is None else {"k": k}
+            acceptance = call_with_labels(self.verifier, "verifier", student_logits, teacher_logits, labels, **bound)
         acceptance = jnp.asarray(acceptance).astype(jnp.float32)
         if acceptance.shape != positions:
             raise InputError(f"acceptance must have the shape of the positions, {positions}, got {acceptance.shape}")
         if uniforms is not None:
             check_same_shape("uniforms", uniforms, "mask and acceptance", acceptance)
-        weight, accepted = weigh(acceptance, uniforms, self.floor)
+        lowest = self.floor if floor is None else jax.lax.stop_gradient(floor)
+        weight, accepted = weigh(acceptance, uniforms, lowest)
 
         options = {} if alpha is None else {"alpha": alpha}
-        tempered = self._tempered(student_logits), self._tempered(teacher_logits)
+        tempered = self._tempered(student_logits, temperature), self._tempered(teacher_logits, temperature)
         divergence = call_with_labels(self.divergence, "divergence", *tempered, labels, **options)
         if self.rejected is None:
             loss = _weighed(weight, divergence)
         else:
             on_rejected = call_with_labels(self.rejected, "divergence of rejected tokens", *tempered, labels)
-            loss = _weighed(accepted, divergence) + _weighed(self.floor * (1 - accepted), on_rejected)
+            loss = _weighed(accepted, divergence) + _weighed(lowest * (1 - accepted), on_rejected)
         if self.label_share > 0:
             if labels is None:
                 raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
@@ -210,8 +226,11 @@ class Objective:
             shadows[name] = shadow_terms(shadow, others, uniforms, self.verifier, accepted)
         return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted, shadows)
 
-    def _tempered(self, logits: Any) -> Any:
+    def _tempered(self, logits: Any, temperature: PerToken | None) -> Any:
         # In float32: dividing bfloat16 logits would round them once more.
+        if temperature is not None and logits is not None:
+            logits = as_float32(logits)
+            return logits / jax.lax.stop_gradient(temperature).astype(logits.dtype)[..., None]
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
 
 

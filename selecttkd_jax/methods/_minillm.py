@@ -101,5 +101,6 @@ class MiniLlm:
             expected=parts.objective.expects,
             memory_budget=parts.memory_budget,
             packed=parts.packed,
+            schedules=parts.objective.build_schedules(parts.steps),
         )
         return Method(source=source, loss=loss)

@@ -112,6 +112,7 @@ class Parts:
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
+            schedules=self.objective.build_schedules(self.steps),
         )
 
     def two_streams(self, objective: TwoStreamObjective, balance: Balance) -> TwoStreams:
@@ -124,6 +125,7 @@ class Parts:
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
+            schedules=self.objective.build_schedules(self.steps),
         )
 
 

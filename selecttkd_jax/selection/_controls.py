@@ -122,7 +122,7 @@ def entropy_gate(
 
 @any_mesh(like="student_logits", drop=1)
 def label_in_top_k(
-    student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"], *, k: int = 5
+    student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"], *, k: int | Array = 5
 ) -> PerToken:
     """Accepts a position whose *label* is among the teacher's k most likely tokens, whatever the student proposes.
 
@@ -134,7 +134,7 @@ def label_in_top_k(
         student_logits: [..., V]. Unused.
         teacher_logits: [..., V], any float dtype.
         labels: [...] integers. Positions whose label is outside [0, V) are rejected.
-        k: From 1 to V.
+        k: From 1 to V; or [...] of such.
 
     Returns:
         Acceptance [...] float32, 0 or 1.
@@ -145,6 +145,6 @@ def label_in_top_k(
     """
     _, teacher_logits = constants(student_logits, teacher_logits)
     check_labels(teacher_logits, labels)
-    check_k(k, teacher_logits.shape[-1])
+    k = check_k(k, teacher_logits.shape[-1])
     place = rank(teacher_logits, labels)
     return verdict(place < k, place)

@@ -13,6 +13,7 @@ from selecttkd_jax.distill import (
     HiddenStream,
     LossSums,
     Objective,
+    Schedules,
     Tokens,
     TwoStreamObjective,
     TwoStreamSums,
@@ -39,6 +40,7 @@ class OneStream:
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
         skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
         packed: Whether each segment of a row is a sequence, or the row is.
+        schedules: What of the objective moves over the steps.
     """
 
     pair: Pair
@@ -47,6 +49,7 @@ class OneStream:
     memory_budget: int | None = None
     skip_rejected: bool = False
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def draw(self, key: Key, batch: Batch) -> Array | None:
         """The draws from [0, 1) that acceptances are compared with, `[B, T]`; None where none are."""
@@ -58,11 +61,16 @@ class OneStream:
 
     def __call__(self, params: Params, frozen: Frozen, batch: Batch, draws: Array | None, step: Scalar) -> LossSums:
         """The objective's sums over the rows of a `data.Batch`."""
-        del step
-        return self._sums(params, frozen, batch, draws)
+        return self._sums(params, frozen, batch, step, draws)
 
     def _sums(
-        self, params: Params, frozen: Frozen, batch: Batch, draws: Array | None, acceptance: Array | None = None
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        step: Scalar,
+        draws: Array | None,
+        acceptance: Array | None = None,
     ) -> LossSums:
         student_params = self.pair.student_params(params, frozen.base)
         student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, batch)
@@ -79,6 +87,7 @@ class OneStream:
                 labels=batch.labels,
                 acceptance=acceptance,
                 segment_ids=batch.segment_ids if self.packed else None,
+                **self.schedules.at(step),
             ),
             vocab_size=self.pair.vocab_size,
             memory_budget=self.memory_budget,
@@ -94,13 +103,16 @@ class SurveyedStream(OneStream):
     times the mean weight that the other verifier would give.
     """
 
-    def survey(self, params: Params, frozen: Frozen, batch: Batch) -> Array:
+    def survey(self, params: Params, frozen: Frozen, batch: Batch, step: Scalar) -> Array:
         """What the other verifier says of each token of a part, `[B, T]`."""
         other = surveyed(self.objective.verifier)
         assert other is not None, "the objective's verifier is at_rate_of another"
 
-        def ask(student_logits: Array, teacher_logits: Array, labels: Array) -> Array:
-            return call_with_labels(other, "verifier", student_logits, teacher_logits, labels)
+        def ask(student_logits: Array, teacher_logits: Array, labels: Array, **moving: Array) -> Array:
+            return call_with_labels(other, "verifier", student_logits, teacher_logits, labels, **moving)
+
+        k = self.schedules.at(step).get("k")
+        moving: dict[str, Any] = {} if k is None else {"k": jnp.broadcast_to(k, batch.loss_mask.shape)}
 
         params, frozen = jax.lax.stop_gradient((params, frozen))
         student_params = self.pair.student_params(params, frozen.base)
@@ -116,6 +128,7 @@ class SurveyedStream(OneStream):
             vocab_size=self.pair.vocab_size,
             memory_budget=self.memory_budget,
             labels=batch.labels,
+            **moving,
         )
 
     def decide(self, found: Array, batch: Batch, draws: Array | None) -> tuple[Array | None, Array]:
@@ -125,8 +138,7 @@ class SurveyedStream(OneStream):
 
     def __call__(self, params: Params, frozen: Frozen, batch: Batch, draws: Any, step: Scalar) -> LossSums:
         """The objective's sums over the rows of a `data.Batch`."""
-        del step
-        return self._sums(params, frozen, batch, *draws)
+        return self._sums(params, frozen, batch, step, *draws)
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class TwoStreams:
         memory_budget: As in `OneStream`.
         skip_rejected: As in `OneStream`.
         packed: As in `OneStream`.
+        schedules: As in `OneStream`, of both objectives.
     """
 
     pair: Pair
@@ -150,6 +163,7 @@ class TwoStreams:
     memory_budget: int | None = None
     skip_rejected: bool = False
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def explain(self, frozen: Frozen, batch: Responses) -> str:
         """Whether it is the teacher's logits that are broken, on either stream."""
@@ -176,7 +190,9 @@ class TwoStreams:
             student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, rows)
             assert teacher_hidden is not None
             segments = rows.segment_ids if self.packed else None
-            tokens = Tokens(rows.loss_mask, uniforms, rows.labels, alpha, segment_ids=segments)
+            tokens = Tokens(
+                rows.loss_mask, uniforms, rows.labels, alpha, segment_ids=segments, **self.schedules.at(step)
+            )
             return HiddenStream(student_hidden, teacher_hidden, tokens)
 
         on_teacher, on_student = (None, None) if draws is None else draws

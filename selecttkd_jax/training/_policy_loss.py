@@ -13,6 +13,7 @@ from selecttkd_jax.distill import (
     Objective,
     Policy,
     PolicySums,
+    Schedules,
     Tokens,
     fused_head,
     fused_policy,
@@ -64,6 +65,7 @@ class PolicyGradient:
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to the fused head.
         packed: Whether each segment of a row is a sequence, or the row is.
+        schedules: What of the objective moves over the steps.
     """
 
     pair: Pair
@@ -73,6 +75,7 @@ class PolicyGradient:
     expected: bool = False
     memory_budget: int | None = None
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def draw(self, key: Key, batch: Rollouts) -> dict[str, Array | None]:
         """The draws that acceptances are compared with, and what the terms count for by the sizes of the whole batch.
@@ -102,7 +105,6 @@ class PolicyGradient:
         self, params: Params, frozen: Frozen, batch: Rollouts, draws: dict[str, Array | None], step: Scalar
     ) -> RolloutSums:
         """Sums over the rows of a `data.Rollouts`."""
-        del step
         student_params = self.pair.student_params(params, frozen.base)
         student_head, teacher_head = self.pair.heads(student_params, frozen.teacher)
         share, corpus_share = draws["surrogate"], draws["corpus"]
@@ -123,6 +125,7 @@ class PolicyGradient:
                 uniforms=draws["uniforms"],
                 labels=batch.rows.labels,
                 segment_ids=self._segments(batch.rows),
+                **self.schedules.at(step),
             ),
             Policy(
                 old_log_prob=batch.old_log_prob,

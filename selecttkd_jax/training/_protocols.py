@@ -60,7 +60,7 @@ class Surveyor(Protocol):
     micro-batch, `decide` all of what it found.
     """
 
-    def survey(self, params: Params, frozen: Any, batch: Batch) -> Any:
+    def survey(self, params: Params, frozen: Any, batch: Batch, step: Scalar) -> Any:
         """What is to be known of each row of a part, a pytree of arrays `[rows, ...]`; nothing is differentiated."""
         ...
 

@@ -60,10 +60,10 @@ def make_train_step(
         rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
         return shard_rows(jnp.swapaxes(rows, 0, 1), axis=1)
 
-    def batch_survey(surveyor: Surveyor, params: Params, frozen: Frozen, batch: Batch) -> Any:
+    def batch_survey(surveyor: Surveyor, params: Params, frozen: Frozen, step: Scalar, batch: Batch) -> Any:
         if micro_batches == 1:
-            return surveyor.survey(params, frozen, batch)
-        parts = jax.lax.map(lambda part: surveyor.survey(params, frozen, part), jax.tree.map(cut, batch))
+            return surveyor.survey(params, frozen, batch, step)
+        parts = jax.lax.map(lambda part: surveyor.survey(params, frozen, part, step), jax.tree.map(cut, batch))
         return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
 
     def micro_grads(params: Params, frozen: Frozen, step: Scalar, batch: Batch, draws: Any) -> tuple[Params, Sums]:
@@ -96,7 +96,8 @@ def make_train_step(
         draws = loss.draw(stream_key(state.key, "verification", state.step), batch)
         if isinstance(loss, Surveyor):
             with jax.named_scope("survey"):
-                draws = loss.decide(batch_survey(loss, state.params, frozen, batch), batch, draws)
+                found = batch_survey(loss, state.params, frozen, state.step, batch)
+                draws = loss.decide(found, batch, draws)
         draws = jax.tree.map(shard_rows, draws)
         grads, sums = batch_grads(state.params, frozen, state.step, batch, draws)
         with jax.named_scope("optimizer"):

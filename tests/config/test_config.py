@@ -7,7 +7,7 @@ import pytest
 
 from selecttkd_jax import losses, selection
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.distill import Objective, ObjectiveConfig
+from selecttkd_jax.distill import Objective, ObjectiveConfig, Schedule, Schedules
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.models import LoraConfig
 from selecttkd_jax.runs import config_from_dict, config_to_dict, load_config, save_config
@@ -108,6 +108,14 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
             changed("objective", verifier="random", of="spec_k") | {"method": {"name": "distillm2"}},
             "which method distillm2 does not",
         ),
+        (changed("objective", floor_end=0.3), 'floor_end needs objective.schedule = "linear" or "cosine"'),
+        (changed("objective", schedule="linear"), "objective.schedule linear leads nowhere"),
+        (changed("objective", schedule="linear", floor_end=2.0), r"objective.floor_end must be in \[0.0, 1.0\]"),
+        (
+            changed("objective", schedule="linear", k_end=2, verifier="nucleus"),
+            "k_end is an option of greedy",
+        ),
+        (changed("objective", schedule="cosine", temperature_end=0.0), "temperature_end must be above 0"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
@@ -238,3 +246,15 @@ def test_controls_and_shadows_by_name(tmp_path):
     config = config_from_dict(values, "here")
     save_config(config, tmp_path / "config.toml")
     assert load_config(tmp_path / "config.toml") == config
+
+
+def test_schedules_by_name():
+    config = ObjectiveConfig(verifier="spec_k", floor=0.1, schedule="cosine", floor_end=0.5, k_end=1, temperature_end=2)
+    assert config.build_schedules(10) == Schedules(
+        floor=Schedule("cosine", 0.1, 0.5, 10),
+        temperature=Schedule("cosine", 1.0, 2, 10),
+        k=Schedule("cosine", 5, 1, 10),
+    )
+    assert (
+        ObjectiveConfig().build_schedules(10) == ObjectiveConfig(schedule="constant").build_schedules(10) == Schedules()
+    )

@@ -34,6 +34,7 @@ VERIFIERS = {
     "entropy_gate": partial(selection.entropy_gate, threshold=5.0),
     "label_in_top_k": selection.label_in_top_k,
     "spec_label": selection.spec_label,
+    "nucleus": selection.nucleus,
 }
 CASES = [(d, "accept_all") for d in DIVERGENCES] + [("forward_kl", v) for v in VERIFIERS]
 

@@ -173,4 +173,11 @@ MUTANTS = [
         "log_q - log_p, -jnp.inf)",
         "the ratio of a label upside down",
     ),
+    Mutant("selection/_verifiers.py", "(mass < tau)", "(mass <= tau - 0.1)", "a nucleus too small"),
+    Mutant(
+        "selection/_verifiers.py",
+        "stands_before(teacher_logits, proposal)",
+        "~stands_before(teacher_logits, proposal)",
+        "the nucleus counts the mass behind the proposal",
+    ),
 ]
