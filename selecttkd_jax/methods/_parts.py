@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jax.sharding import Mesh
 
 from selecttkd_jax.distill import Balance, Objective, ObjectiveConfig, TwoStreamObjective
 from selecttkd_jax.generation import KeepRule, Sampling
+from selecttkd_jax.selection import SelectionConfig
 from selecttkd_jax.selection._controls import surveyed
 from selecttkd_jax.sources import AdaptiveAlpha, EpochPairs, MakeWriter, OnPolicy, Pairs, Role, RolloutFiles, unwritten
-from selecttkd_jax.training import Frozen, OneStream, Pair, Source, SurveyedStream, TwoStreams
+from selecttkd_jax.training import Frozen, OneStream, Pair, RankedStream, Source, SurveyedStream, TwoStreams
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Parts:
         frozen: The parameters that are not trained; none where a step is only compiled.
         stored_student: The student's stored responses to the same prompts, where the method reads them.
         packed: Whether several rows share a sequence where they are learned from.
+        selection: A budget of tokens, or None.
         rollouts: Where text that outlives its step is kept; None where a step is only compiled.
     """
 
@@ -44,6 +47,7 @@ class Parts:
     rollouts: RolloutFiles | None = None
     stored_student: Source | None = None
     packed: bool = False
+    selection: SelectionConfig | None = None
 
     def on_policy(
         self,
@@ -104,7 +108,10 @@ class Parts:
 
     def one_stream(self, objective: Objective) -> OneStream:
         """The loss of an objective on one stream of responses, with what [objective] says of how it is computed."""
-        kind = OneStream if surveyed(objective.verifier) is None else SurveyedStream
+        if self.selection is not None:
+            kind = partial(RankedStream, budget=self.selection.build())
+        else:
+            kind = OneStream if surveyed(objective.verifier) is None else SurveyedStream
         return kind(
             pair=self.pair,
             objective=objective,

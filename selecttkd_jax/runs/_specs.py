@@ -116,6 +116,7 @@ def build_method(
         rollouts=rollouts,
         stored_student=stored_student,
         packed=config.data.packing,
+        selection=config.selection,
     )
     return config.method.build(parts)
 

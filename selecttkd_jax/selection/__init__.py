@@ -15,6 +15,7 @@ A scorer (`excess_loss` and its like) has the same arguments and no bounds; `top
 A score of NaN ranks behind all others.
 """
 
+from selecttkd_jax.selection._budget import SCORES, Budget, SelectionConfig
 from selecttkd_jax.selection._controls import at_rate_of, entropy_gate, invert, label_in_top_k, random_gate
 from selecttkd_jax.selection._ranking import at_most, median_split, top_fraction
 from selecttkd_jax.selection._rates import (
@@ -29,10 +30,14 @@ from selecttkd_jax.selection._rates import (
 )
 from selecttkd_jax.selection._scores import (
     divergence_gap,
+    entropy_gap,
     error_norm,
     excess_loss,
+    label_uncertainty,
     random_scores,
+    student_entropy,
     target_uncertainty,
+    teacher_entropy,
 )
 from selecttkd_jax.selection._verifiers import (
     accept_all,
@@ -47,7 +52,10 @@ from selecttkd_jax.selection._verifiers import (
 from selecttkd_jax.selection._weights import TokenWeights, token_weights
 
 __all__ = [
+    "SCORES",
+    "Budget",
     "Rate",
+    "SelectionConfig",
     "TokenWeights",
     "accept_all",
     "acceptance_rate",
@@ -56,6 +64,7 @@ __all__ = [
     "at_most",
     "at_rate_of",
     "divergence_gap",
+    "entropy_gap",
     "entropy_gate",
     "error_norm",
     "excess_loss",
@@ -65,6 +74,7 @@ __all__ = [
     "invert",
     "is_stop_token",
     "label_in_top_k",
+    "label_uncertainty",
     "median_split",
     "nucleus",
     "overlap",
@@ -75,7 +85,9 @@ __all__ = [
     "spec_k",
     "spec_k_by_sampling",
     "spec_label",
+    "student_entropy",
     "target_uncertainty",
+    "teacher_entropy",
     "token_weights",
     "top_fraction",
 ]

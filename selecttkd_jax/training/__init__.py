@@ -4,7 +4,7 @@ from selecttkd_jax.training._checkpoint import Checkpoints, Restored, latest_ste
 from selecttkd_jax.training._diagnosis import find_broken_logits
 from selecttkd_jax.training._integrity import LeafCheck, check_leaves, combine_checksums, list_not_finite
 from selecttkd_jax.training._loop import LoopConfig, run_loop
-from selecttkd_jax.training._losses import LabelCrossEntropy, LabelSums, OneStream, SurveyedStream, TwoStreams
+from selecttkd_jax.training._losses import LabelCrossEntropy, LabelSums, OneStream, TwoStreams
 from selecttkd_jax.training._optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from selecttkd_jax.training._pair import Frozen, Pair
 from selecttkd_jax.training._policy_loss import PolicyGradient, RolloutSums, score_labels
@@ -22,6 +22,7 @@ from selecttkd_jax.training._protocols import (
 )
 from selecttkd_jax.training._state import TrainState, abstract_state, init_state, state_shardings, stream_key
 from selecttkd_jax.training._step import StepMetrics, TrainStep, make_train_step
+from selecttkd_jax.training._surveyed import RankedStream, SurveyedStream
 
 __all__ = [
     "Checkpoints",
@@ -40,6 +41,7 @@ __all__ = [
     "OptimizerConfig",
     "Pair",
     "PolicyGradient",
+    "RankedStream",
     "Report",
     "Restored",
     "RolloutSums",

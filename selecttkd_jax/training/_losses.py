@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from selecttkd_jax._array_types import Array, Key, Params, Scalar
 from selecttkd_jax.data import Batch, Responses
@@ -19,12 +17,9 @@ from selecttkd_jax.distill import (
     TwoStreamSums,
     fused_head,
     fused_two_stream,
-    map_logits,
 )
 from selecttkd_jax.losses import cross_entropy
-from selecttkd_jax.selection import accept_all, acceptance_rate
-from selecttkd_jax.selection._calling import call_with_labels
-from selecttkd_jax.selection._controls import surveyed
+from selecttkd_jax.selection import accept_all
 from selecttkd_jax.training._diagnosis import find_broken_logits
 from selecttkd_jax.training._pair import Frozen, Pair
 
@@ -61,9 +56,9 @@ class OneStream:
 
     def __call__(self, params: Params, frozen: Frozen, batch: Batch, draws: Array | None, step: Scalar) -> LossSums:
         """The objective's sums over the rows of a `data.Batch`."""
-        return self._sums(params, frozen, batch, step, draws)
+        return self.sums_with(params, frozen, batch, step, draws)
 
-    def _sums(
+    def sums_with(
         self,
         params: Params,
         frozen: Frozen,
@@ -72,6 +67,7 @@ class OneStream:
         draws: Array | None,
         acceptance: Array | None = None,
     ) -> LossSums:
+        """The same with these draws, and with these acceptances in place of the verifier's, `[B, T]` each or None."""
         student_params = self.pair.student_params(params, frozen.base)
         student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, batch)
         student_head, teacher_head = self.pair.heads(student_params, frozen.teacher)
@@ -93,52 +89,6 @@ class OneStream:
             memory_budget=self.memory_budget,
             skip_rejected=self.skip_rejected,
         )
-
-
-class SurveyedStream(OneStream):
-    """One stream whose tokens are accepted by chance, at the rate of another verifier over the whole batch.
-
-    The objective's verifier is `selection.at_rate_of(other)`: one sweep without gradient asks the other one about every
-    token, then comes the sweep of the objective. With `expected` nothing is drawn, and the loss is that of all tokens
-    times the mean weight that the other verifier would give.
-    """
-
-    def survey(self, params: Params, frozen: Frozen, batch: Batch, step: Scalar) -> Array:
-        """What the other verifier says of each token of a part, `[B, T]`."""
-        other = surveyed(self.objective.verifier)
-        assert other is not None, "the objective's verifier is at_rate_of another"
-
-        def ask(student_logits: Array, teacher_logits: Array, labels: Array, **moving: Array) -> Array:
-            return call_with_labels(other, "verifier", student_logits, teacher_logits, labels, **moving)
-
-        k = self.schedules.at(step).get("k")
-        moving: dict[str, Any] = {} if k is None else {"k": jnp.broadcast_to(k, batch.loss_mask.shape)}
-
-        params, frozen = jax.lax.stop_gradient((params, frozen))
-        student_params = self.pair.student_params(params, frozen.base)
-        student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, batch)
-        student_head, teacher_head = self.pair.heads(student_params, frozen.teacher)
-        return map_logits(
-            ask,
-            student_hidden,
-            student_head,
-            teacher_hidden,
-            teacher_head,
-            batch.loss_mask,
-            vocab_size=self.pair.vocab_size,
-            memory_budget=self.memory_budget,
-            labels=batch.labels,
-            **moving,
-        )
-
-    def decide(self, found: Array, batch: Batch, draws: Array | None) -> tuple[Array | None, Array]:
-        """The draws, and the mean of what was found as every token's acceptance, `[B, T]` each."""
-        rate = acceptance_rate(found, batch.loss_mask).value
-        return draws, jnp.broadcast_to(rate, found.shape)
-
-    def __call__(self, params: Params, frozen: Frozen, batch: Batch, draws: Any, step: Scalar) -> LossSums:
-        """The objective's sums over the rows of a `data.Batch`."""
-        return self._sums(params, frozen, batch, step, *draws)
 
 
 @dataclass(frozen=True)

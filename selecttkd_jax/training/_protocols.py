@@ -64,7 +64,7 @@ class Surveyor(Protocol):
         """What is to be known of each row of a part, a pytree of arrays `[rows, ...]`; nothing is differentiated."""
         ...
 
-    def decide(self, found: Any, batch: Batch, draws: Any) -> Any:
+    def decide(self, found: Any, batch: Batch, draws: Any, step: Scalar) -> Any:
         """The step's draws, in the light of what was found in the whole batch: again a pytree of arrays `[B, ...]`."""
         ...
 

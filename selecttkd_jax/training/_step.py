@@ -97,7 +97,7 @@ def make_train_step(
         if isinstance(loss, Surveyor):
             with jax.named_scope("survey"):
                 found = batch_survey(loss, state.params, frozen, state.step, batch)
-                draws = loss.decide(found, batch, draws)
+                draws = loss.decide(found, batch, draws, state.step)
         draws = jax.tree.map(shard_rows, draws)
         grads, sums = batch_grads(state.params, frozen, state.step, batch, draws)
         with jax.named_scope("optimizer"):

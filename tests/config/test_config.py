@@ -116,6 +116,16 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
             "k_end is an option of greedy",
         ),
         (changed("objective", schedule="cosine", temperature_end=0.0), "temperature_end must be above 0"),
+        (
+            changed("selection", score="random", fraction=0.2),
+            "so does objective.verifier greedy_top_k",
+        ),
+        (
+            changed("selection", score="random", fraction=0.2) | {"method": {"name": "sft"}},
+            "ranks the tokens of one stream that a divergence teaches, and method sft",
+        ),
+        (changed("selection", score="randm", fraction=0.2), "did you mean 'random'"),
+        (changed("selection", fraction=0.2), "selection.score is missing"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )

@@ -180,4 +180,11 @@ MUTANTS = [
         "~stands_before(teacher_logits, proposal)",
         "the nucleus counts the mass behind the proposal",
     ),
+    Mutant(
+        "selection/_budget.py",
+        "scores if self.keep_lowest else -scores",
+        "-scores if self.keep_lowest else scores",
+        "a budget of the wrong end",
+    ),
+    Mutant("selection/_budget.py", "jnp.asarray(step) < self.after_step", "False", "a budget before its first step"),
 ]

@@ -9,6 +9,8 @@ from runs.tiny_run import with_output
 from selecttkd_jax import runs
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.runs import load_config
+from selecttkd_jax.selection import SelectionConfig
 
 pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
@@ -49,3 +51,17 @@ def test_a_control_with_shadows_and_schedules_resumes_as_it_was(config, tmp_path
     other = dataclasses.replace(config, objective=dataclasses.replace(objective, shadows=("spec_k",)))
     with pytest.raises(ValueError, match=r"objective.shadows .*there.*here"):
         runs.train(other)
+
+
+def test_a_budget_keeps_its_share_of_every_batch(config, tmp_path):
+    config = dataclasses.replace(
+        config,
+        objective=ObjectiveConfig(verifier="accept_all", floor=0.0),
+        selection=SelectionConfig(score="teacher_entropy", keep="lowest", fraction=0.5, after_step=1),
+        training=dataclasses.replace(config.training, steps=2, eval_every=2, save_every=2),
+    )
+    result = runs.train(with_output(config, tmp_path / "run"))
+    first, second = read_metrics(result.directory / "metrics.jsonl")[1:]
+    assert first["tar_pooled"] == first["mean_weight"] == 1.0
+    assert second["tar_pooled"] * second["tokens"] == pytest.approx(round(0.5 * second["tokens"]))
+    assert load_config(result.directory / "config.toml").selection == config.selection

@@ -1,4 +1,4 @@
-"""A rate is one of the whole batch: the same step in one part, in four, and on eight devices."""
+"""A rate, or a budget, is one of the whole batch: the same step in one part, in four, and on eight devices."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from training.test_step import OBJECTIVE, PAIR, STUDENT, TEACHER
 
-from selecttkd_jax import models, selection, training
+from selecttkd_jax import losses, models, selection, training
 from selecttkd_jax.data import Batch
-from selecttkd_jax.training import Frozen, OneStream, SurveyedStream, init_state, make_train_step
+from selecttkd_jax.training import Frozen, OneStream, RankedStream, SurveyedStream, init_state, make_train_step
 
 OF = partial(selection.spec_k, k=2)
 
@@ -76,3 +76,40 @@ def test_rescaled_is_all_tokens_times_the_mean_weight(parts):
 def test_asked_without_a_survey_it_says_so():
     with pytest.raises(ValueError, match="a mean over the whole batch: take it first"):
         selection.at_rate_of(OF)(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32))
+
+
+def ranked(**options):
+    objective = replace(OBJECTIVE, verifier=selection.accept_all)
+    return RankedStream(PAIR, objective, expected=True, budget=selection.SelectionConfig(**options).build())
+
+
+def test_a_budget_is_one_of_the_whole_batch(parts):
+    batch, student, teacher = parts
+    loss = ranked(score="forward_kl", fraction=0.3)
+    state, metrics = take(parts, loss)
+    # The kept set of a sort over the whole batch, by hand.
+    scores = np.asarray(losses.forward_kl(*PAIR.logits(student, teacher, batch)))
+    order = sorted(zip(*np.nonzero(batch.loss_mask), strict=True), key=lambda place: -scores[place])
+    kept = np.zeros(scores.shape, np.float32)
+    for place in order[: round(0.3 * batch.loss_mask.sum())]:
+        kept[place] = 1.0
+    wanted = OneStream(PAIR, loss.objective).sums_with(student, Frozen(teacher), batch, 0, None, kept)
+    chex.assert_trees_all_close(metrics["sums"], wanted, rtol=1e-5)
+    cut, cut_metrics = take(parts, loss, micro_batches=4)
+    chex.assert_trees_all_close(cut.params, state.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(cut_metrics, metrics, rtol=1e-5)
+    assert float(cut_metrics["sums"].accepted) == kept.sum()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        _, sharded = take((spread, *jax.device_put((student, teacher), NamedSharding(mesh, PartitionSpec()))), loss)
+    chex.assert_trees_all_close(sharded, metrics, rtol=1e-5)
+
+
+def test_random_scores_keep_as_many_in_any_number_of_parts(parts):
+    _, whole = take(parts, ranked(score="random", fraction=0.3))
+    _, cut = take(parts, ranked(score="random", fraction=0.3), micro_batches=2)
+    chex.assert_trees_all_close(cut, whole, rtol=1e-5)
+    assert float(whole["sums"].accepted) == round(0.3 * parts[0].loss_mask.sum())
+    _, first = take(parts, ranked(score="random", fraction=0.3, after_step=1))
+    assert float(first["sums"].accepted) == parts[0].loss_mask.sum()
