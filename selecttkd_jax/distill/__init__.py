@@ -17,13 +17,23 @@ from selecttkd_jax.distill._fused_two_stream import HiddenStream, fused_two_stre
 from selecttkd_jax.distill._inputs import Head, Tokens
 from selecttkd_jax.distill._named import ObjectiveConfig
 from selecttkd_jax.distill._objective import Objective
-from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms, token_coefficients
+from selecttkd_jax.distill._schedules import SCHEDULES, Schedule, Schedules
+from selecttkd_jax.distill._shadows import ShadowSums
+from selecttkd_jax.distill._sums import (
+    NORMALIZERS,
+    LossSums,
+    ShadowedSums,
+    TokenTerms,
+    reduce_terms,
+    token_coefficients,
+)
 from selecttkd_jax.distill._two_stream import Stream, TwoStreamObjective, TwoStreamSums
 from selecttkd_jax.distill._vocabulary import log_shared_width, mask_vocabulary, match_vocabulary, shared_width
 
 __all__ = [
     "BALANCES",
     "NORMALIZERS",
+    "SCHEDULES",
     "Balance",
     "Head",
     "HiddenStream",
@@ -33,6 +43,10 @@ __all__ = [
     "Policy",
     "PolicySums",
     "ReferenceGap",
+    "Schedule",
+    "Schedules",
+    "ShadowSums",
+    "ShadowedSums",
     "Stream",
     "TokenTerms",
     "Tokens",

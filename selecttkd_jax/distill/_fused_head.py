@@ -88,6 +88,8 @@ def fused_head(
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective (fused_two_stream takes two streams), got {objective!r}")
     check_kind("tokens", tokens, Tokens)
+    if skip_rejected and tokens.floor is not None:
+        raise InputError("skip_rejected needs a floor of 0, and the tokens have one of their own; leave one out")
     if skip_rejected and (objective.floor > 0 or objective.label_share > 0):
         raise InputError(
             f"skip_rejected needs floor 0 and label_share 0, got {objective.floor} and {objective.label_share}: "
@@ -108,6 +110,7 @@ def fused_head(
     for name, values in per_token.items():
         if values is not None:
             check_same_shape(name, values, "mask", mask)
+    per_token |= tokens.spread()
     per_token |= {"alpha": alpha, "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids)}
 
     # Devices of a `shard_map` of the caller may differ in all of it, as they do in their rows.
@@ -219,8 +222,7 @@ class _ObjectiveOnLogits:
             *match_logits(student_logits, teacher_logits, self.vocab_size),
             per_token["uniforms"],
             per_token["labels"],
-            alpha=per_token["alpha"],
-            acceptance=per_token["acceptance"],
+            **{name: per_token[name] for name in ("alpha", "acceptance", "floor", "temperature", "k")},
         )
         coefficient = jnp.where(live, per_token["coefficient"], 0.0)
         return jnp.sum(jnp.where(coefficient > 0, coefficient * terms.loss, 0.0)), terms

@@ -130,6 +130,7 @@ def fused_policy(
         "uniforms": tokens.uniforms,
         "labels": tokens.labels,
         "acceptance": tokens.acceptance,
+        **tokens.spread(),
         "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids),
         "old_log_prob": policy.old_log_prob,
         "importance": policy.importance,
@@ -169,9 +170,8 @@ class _PolicyOnLogits:
     def __call__(self, student_logits: Array, teacher_logits: Array | None, per_token: Any, live: Array) -> Any:
         student_logits, teacher_logits = match_logits(student_logits, teacher_logits, self.vocab_size)
         labels, advantage = per_token["labels"], per_token["advantage"]
-        terms = self.objective.token_terms(
-            student_logits, teacher_logits, per_token["uniforms"], labels, acceptance=per_token["acceptance"]
-        )
+        options = {name: per_token[name] for name in ("acceptance", "floor", "temperature", "k")}
+        terms = self.objective.token_terms(student_logits, teacher_logits, per_token["uniforms"], labels, **options)
         log_ratio = -cross_entropy(student_logits, labels) - per_token["old_log_prob"]
         ratio = per_token["importance"] * jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
         free = -advantage * ratio

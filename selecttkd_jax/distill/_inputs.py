@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from selecttkd_jax._array_types import Array, HeadMatrix, PerSequence, PerToken, TokenIds, TokenMask
+from selecttkd_jax._array_types import Array, HeadMatrix, PerSequence, PerToken, Scalar, TokenIds, TokenMask
+from selecttkd_jax._errors import InputError
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +25,9 @@ class Tokens:
         acceptance: [B, T] in [0, 1] in place of the verifier's: how ranking selectors and cached verdicts enter.
         segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0 for
             padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
+        floor: A number or [B, T], in place of the objective's, like what follows. `Schedules.at` gives a step's.
+        temperature: Above 0.
+        k: Integers of at least 1, in place of the verifier's k; shadows keep theirs.
     """
 
     mask: TokenMask
@@ -31,6 +36,27 @@ class Tokens:
     alpha: PerSequence | PerToken | None = None
     acceptance: PerToken | None = None
     segment_ids: TokenIds | None = None
+    floor: Scalar | PerToken | None = None
+    temperature: Scalar | PerToken | None = None
+    k: Array | None = None
+
+    def spread(self) -> dict[str, Array | None]:
+        """`floor`, `temperature` and `k` of each position, [B, T], or None.
+
+        Raises:
+            InputError: One is neither a number nor of the mask's shape.
+        """
+        return spread_options(jnp.shape(self.mask), floor=self.floor, temperature=self.temperature, k=self.k)
+
+
+def spread_options(shape: tuple[int, ...], **options: Any) -> dict[str, Array | None]:
+    """Numbers or arrays of a shape as arrays of that shape, what is None left out of it."""
+    for name, value in options.items():
+        if value is not None and jnp.shape(value) not in ((), shape):
+            raise InputError(f"{name} must be a number or have the shape of the mask, {shape}, got {jnp.shape(value)}")
+    return {
+        name: None if value is None else jnp.broadcast_to(jnp.asarray(value), shape) for name, value in options.items()
+    }
 
 
 @jax.tree_util.register_dataclass

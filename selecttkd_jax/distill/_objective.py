@@ -1,9 +1,10 @@
 """The selective distillation objective: a divergence, the verifier that decides which tokens count, and a normaliser.
 
-    loss = sum_{b,t} c[b,t] (floor + (1 - floor) accepted[b,t]) D(p, q)[b,t]
+    loss = sum_{b,t} c[b,t] (accepted[b,t] D(p, q)[b,t] + floor (1 - accepted[b,t]) R(p, q)[b,t])
 
-with the coefficients c of `token_coefficients`. It comes in two halves. `Objective.token_terms` works on positions of
-any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
+with the coefficients c of `token_coefficients`. R, the divergence of rejected tokens, is D itself unless another is
+named: then a token weighs floor + (1 - floor) accepted. It comes in two halves. `Objective.token_terms` works on
+positions of any shape, so a caller may run it chunk by chunk; `reduce_terms` needs only its [B, T] results.
 """
 
 from collections.abc import Callable
@@ -13,17 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax._array_types import Array, Int, Logits, PerToken, TokenIds, TokenMask
+from selecttkd_jax._array_types import Array, Int, Logits, PerToken, Scalar, TokenIds, TokenMask
 from selecttkd_jax._checks import as_mask, check_count, check_in_range, check_rank, check_same_shape
 from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.distill._chunks import terms_by_chunks
+from selecttkd_jax.distill._inputs import spread_options
+from selecttkd_jax.distill._shadows import Shadow, ShadowTerms, check_shadows, shadow_terms
 from selecttkd_jax.distill._static_key import static_key
 from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
 from selecttkd_jax.losses import cross_entropy, forward_kl
 from selecttkd_jax.losses._closed_form import as_float32
-from selecttkd_jax.selection import accept_all, token_weights
+from selecttkd_jax.selection import accept_all
 from selecttkd_jax.selection._calling import call_with_labels
+from selecttkd_jax.selection._weights import weigh
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +39,19 @@ class Objective:
             A parameter named `labels` receives the labels; `losses.cross_entropy` itself fits.
         verifier: `f(student_logits, teacher_logits) -> acceptance [...]`, from `selection`. It sees the logits at
             temperature 1. A parameter named `labels` receives the labels.
-        floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta.
+        floor: Weight of a rejected token, in [0, 1]; 1 distils every token alike. The paper's beta. With `rejected` it
+            is that divergence's coefficient, and may exceed 1.
         temperature: Divides both models' logits in the divergence. There is no factor temperature^2.
         normalizer: What `count` is: "sequence" (the mean over sequences of each one's mean over all its valid
             positions, as in the paper and DistiLLM-2), "token" (the mean over all valid positions) or "weight" (the sum
             of weights).
         label_share: r in (1 - r) weight D + r CE, the share of the cross-entropy on labels, which no verifier weighs.
+        rejected: The divergence of rejected tokens, in the form of `divergence`; None: the same one. An acceptance
+            between 0 and 1 (soft, or expected) shares a token out: acceptance D + floor (1 - acceptance) R. A skew that
+            comes with a batch is the other one's.
+        shadows: Other verifiers by name, which see the same tokens and change nothing: the sums say what they accept,
+            and how that overlaps with what `verifier` does (`ShadowedSums.means`). A name with None is a random gate of
+            the same rate.
 
     Example:
         >>> from functools import partial
@@ -58,12 +69,15 @@ class Objective:
     temperature: float = 1.0
     normalizer: str = "sequence"
     label_share: float = 0.0
+    rejected: Callable | None = None
+    shadows: tuple[Shadow, ...] = ()
 
     def __post_init__(self):
-        for name in ("divergence", "verifier"):
+        for name in ("divergence", "verifier") if self.rejected is None else ("divergence", "verifier", "rejected"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name} must be a function of logits, got {getattr(self, name)!r}")
-        check_in_range("floor", self.floor, 0.0, 1.0)
+        check_shadows(self.shadows)
+        check_floor("floor", self.floor, coefficient=self.rejected is not None)
         check_in_range("label_share", self.label_share, 0.0, 1.0)
         if not 0.0 < self.temperature < float("inf"):
             raise InputError(f"temperature must be positive, got {self.temperature}")
@@ -95,6 +109,9 @@ class Objective:
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
         segment_ids: TokenIds | None = None,
+        floor: Scalar | PerToken | None = None,
+        temperature: Scalar | PerToken | None = None,
+        k: Array | None = None,
         chunk_size: int | None = None,
     ) -> LossSums:
         """Sums the objective over a batch; the loss of the batch is `sums.loss / sums.count` (`sums.mean`).
@@ -110,12 +127,15 @@ class Objective:
             acceptance: [B, T] in [0, 1], in place of the verifier's: how ranking selectors and cached verdicts enter.
             segment_ids: [B, T] integers, which of the sequences packed in a row a position belongs to, from 1 to T; 0
                 for padding. The "sequence" normaliser and the acceptance rate go by them. None: a row is one sequence.
+            floor: A number or [B, T], in place of the objective's own: for schedules (`Schedules`).
+            temperature: The same of the temperature.
+            k: The same of the verifier's k, integers.
             chunk_size: Time steps evaluated at once, or None for all: the same numbers with fewer [B, T, V]
                 intermediates. On a CPU, B * chunk_size of about 8 keeps them in its cache and more than halves the time
                 (`cached_chunk_size`).
 
         Returns:
-            LossSums, differentiable to the student's logits.
+            LossSums, differentiable to the student's logits; ShadowedSums where there are shadows.
 
         Raises:
             InputError: Shapes do not match, the mask is not 0/1, or labels are needed and absent.
@@ -132,13 +152,14 @@ class Objective:
             alpha = spread_alpha(alpha, mask, packed=segment_ids is not None)
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
+        moving = spread_options(mask.shape, floor=floor, temperature=temperature, k=k)
         if chunk_size is None:
             terms = self.token_terms(
-                student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance
+                student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance, **moving
             )
         else:
             rest = {"teacher_logits": teacher_logits, "uniforms": uniforms, "labels": labels}
-            rest.update(alpha=alpha, acceptance=acceptance)
+            rest.update(alpha=alpha, acceptance=acceptance, **moving)
             terms = terms_by_chunks(self.token_terms, chunk_size, student_logits, rest)
         return reduce_terms(terms, mask, self.normalizer, segment_ids)
 
@@ -152,6 +173,9 @@ class Objective:
         *,
         alpha: Array | None = None,
         acceptance: PerToken | None = None,
+        floor: PerToken | None = None,
+        temperature: PerToken | None = None,
+        k: Array | None = None,
     ) -> TokenTerms:
         """The per-token half: every position by itself, in any shape (all of a batch, or a chunk of it).
 
@@ -162,40 +186,65 @@ class Objective:
             labels: [...] or None.
             alpha: Broadcasts against [..., 1], or None.
             acceptance: [...] or None.
+            floor: [...], in place of the objective's, or None.
+            temperature: [...], in place of the objective's, or None.
+            k: [...], in place of the verifier's, or None.
 
         Returns:
             TokenTerms of [...] float32. Only `loss` and `divergence` are differentiable.
         """
         positions = jnp.shape(student_logits)[:-1]
         if acceptance is None:
-            acceptance = call_with_labels(self.verifier, "verifier", student_logits, teacher_logits, labels)
+            bound = {} if k is None else {"k": k}
+            acceptance = call_with_labels(self.verifier, "verifier", student_logits, teacher_logits, labels, **bound)
         acceptance = jnp.asarray(acceptance).astype(jnp.float32)
         if acceptance.shape != positions:
             raise InputError(f"acceptance must have the shape of the positions, {positions}, got {acceptance.shape}")
         if uniforms is not None:
             check_same_shape("uniforms", uniforms, "mask and acceptance", acceptance)
-        weight, accepted = token_weights(acceptance, uniforms, floor=self.floor)
+        lowest = self.floor if floor is None else jax.lax.stop_gradient(floor)
+        weight, accepted = weigh(acceptance, uniforms, lowest)
 
         options = {} if alpha is None else {"alpha": alpha}
-        divergence = call_with_labels(
-            self.divergence,
-            "divergence",
-            self._tempered(student_logits),
-            self._tempered(teacher_logits),
-            labels,
-            **options,
-        )
-        # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN. A NaN weight shows.
-        loss = jnp.where(weight <= 0, 0.0, weight * divergence)
+        tempered = self._tempered(student_logits, temperature), self._tempered(teacher_logits, temperature)
+        divergence = call_with_labels(self.divergence, "divergence", *tempered, labels, **options)
+        if self.rejected is None:
+            loss = _weighed(weight, divergence)
+        else:
+            on_rejected = call_with_labels(self.rejected, "divergence of rejected tokens", *tempered, labels)
+            loss = _weighed(accepted, divergence) + _weighed(lowest * (1 - accepted), on_rejected)
         if self.label_share > 0:
             if labels is None:
                 raise InputError(f"label_share is {self.label_share}, which needs labels, got none")
             loss = (1 - self.label_share) * loss + self.label_share * cross_entropy(student_logits, labels)
-        return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted)
+        shadows: dict[str, ShadowTerms | None] = {}
+        for name, shadow in self.shadows:
+            if shadow is None:
+                shadows[name] = None
+                continue
+            others = call_with_labels(shadow, "shadow", student_logits, teacher_logits, labels)
+            shadows[name] = shadow_terms(shadow, others, uniforms, self.verifier, accepted)
+        return TokenTerms(loss, jax.lax.stop_gradient(divergence), weight, accepted, shadows)
 
-    def _tempered(self, logits: Any) -> Any:
+    def _tempered(self, logits: Any, temperature: PerToken | None) -> Any:
         # In float32: dividing bfloat16 logits would round them once more.
+        if temperature is not None and logits is not None:
+            logits = as_float32(logits)
+            return logits / jax.lax.stop_gradient(temperature).astype(logits.dtype)[..., None]
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
+
+
+def check_floor(name: str, floor: float, *, coefficient: bool) -> None:
+    """Raises InputError unless the floor is a share in [0, 1], or a coefficient that is finite and at least 0."""
+    if not coefficient:
+        check_in_range(name, floor, 0.0, 1.0)
+    elif not 0.0 <= floor < float("inf"):
+        raise InputError(f"{name} must be finite and at least 0, got {floor}")
+
+
+def _weighed(weight: PerToken, divergence: PerToken) -> PerToken:
+    # Where the weight is zero an infinite divergence counts nothing, too: 0 * inf would be NaN. A NaN weight shows.
+    return jnp.where(weight <= 0, 0.0, weight * divergence)
 
 
 def spread_alpha(alpha: Array, mask: TokenMask, *, packed: bool) -> Array:

@@ -18,6 +18,8 @@ def static_key(value: Any) -> Hashable:
     if isinstance(value, partial):
         options = tuple((name, static_key(option)) for name, option in sorted(value.keywords.items()))
         return ("partial", static_key(value.func), tuple(static_key(argument) for argument in value.args), options)
+    if isinstance(value, tuple):
+        return ("tuple", *(static_key(entry) for entry in value))
     try:
         hash(value)
     except TypeError:

@@ -4,7 +4,7 @@ Nothing here divides by anything that another micro-batch or device could add to
 all sums are in, so that one batch of 8 equals 8 micro-batches of 1.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ from selecttkd_jax._array_types import Array, PerToken, Scalar, TokenIds, TokenM
 from selecttkd_jax._checks import as_mask, check_same_shape
 from selecttkd_jax._errors import check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
+from selecttkd_jax.distill._shadows import ShadowSums, ShadowTerms, shadow_means
 
 NORMALIZERS = ("sequence", "token", "weight")
 """What the sum of weighted divergences may be divided by: see `Objective`."""
@@ -28,6 +29,7 @@ class TokenTerms:
     divergence: PerToken  # unweighted
     weight: PerToken
     accepted: PerToken  # 0 or 1, or its expectation
+    shadows: dict[str, ShadowTerms | None] = field(default_factory=dict)  # what other verifiers say, by name
 
 
 @jax.tree_util.register_dataclass
@@ -79,6 +81,22 @@ class LossSums:
         return jax.tree.map(jnp.add, self, other)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ShadowedSums(LossSums):
+    """The sums of an objective with shadow verifiers, and theirs by name; None for a random gate of the same rate."""
+
+    shadows: dict[str, ShadowSums | None]
+
+    def means(self) -> dict[str, float]:
+        """As `LossSums.means`, and of each shadow `shadows/NAME/...`.
+
+        Each has `accepted` (its acceptance per response token), `overlap` and `rejected_overlap` (the Jaccard overlaps
+        with the verifier in force of what is accepted, and of what is rejected).
+        """
+        return super().means() | shadow_means(self.shadows, self.accepted, self.tokens)
+
+
 def mean_of(loss: Scalar, count: Scalar) -> Scalar:
     """The quotient, and 0 (with no gradient, not NaN) where nothing was counted; a count of NaN is no count of 0."""
     return jnp.where(count <= 0, 0.0, loss) / jnp.where(count <= 0, 1.0, count)
@@ -121,7 +139,7 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str, segment_id
         segment_ids: As in `token_coefficients`.
 
     Returns:
-        LossSums; all zero where nothing is valid.
+        LossSums, or ShadowedSums where there are shadows; all zero where nothing is valid.
     """
     mask = as_mask(mask)
     check_same_shape("mask", mask, "terms", terms.loss)
@@ -135,7 +153,7 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str, segment_id
     tokens = jnp.sum(tokens_by_sequence)
     sequences = jnp.sum((tokens_by_sequence > 0).astype(jnp.float32))
     weight = total(terms.weight)
-    return LossSums(
+    sums = LossSums(
         loss=total(coefficients * terms.loss),
         count={"sequence": sequences, "token": tokens, "weight": weight}[normalizer],
         divergence=total(terms.divergence),
@@ -145,6 +163,17 @@ def reduce_terms(terms: TokenTerms, mask: TokenMask, normalizer: str, segment_id
         sequences=sequences,
         accepted_fraction=jnp.sum(accepted_by_sequence / jnp.maximum(tokens_by_sequence, 1.0)),
     )
+    if not terms.shadows:
+        return sums
+
+    def compare(shadow: ShadowTerms | None) -> ShadowSums | None:
+        if shadow is None:
+            return None
+        neither = 1.0 - terms.accepted - shadow.accepted + shadow.both
+        return ShadowSums(total(shadow.accepted), total(shadow.both), total(neither))
+
+    shadows = {name: compare(shadow) for name, shadow in terms.shadows.items()}
+    return ShadowedSums(**{entry.name: getattr(sums, entry.name) for entry in fields(sums)}, shadows=shadows)
 
 
 def _sum_by_sequence(values: PerToken, segment_ids: TokenIds | None) -> Array:

@@ -146,4 +146,7 @@ def _apply(objective: Objective, stream: Stream) -> LossSums:
         alpha=stream.tokens.alpha,
         acceptance=stream.tokens.acceptance,
         segment_ids=stream.tokens.segment_ids,
+        floor=stream.tokens.floor,
+        temperature=stream.tokens.temperature,
+        k=stream.tokens.k,
     )

@@ -13,8 +13,8 @@ from selecttkd_jax import losses, selection
 from selecttkd_jax._array_types import Array, Params
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import map_logits
-from selecttkd_jax.evaluation._held_out import Verifier
 from selecttkd_jax.selection import Rate
+from selecttkd_jax.selection._calling import call_with_labels
 from selecttkd_jax.sharding import gather_to_host
 from selecttkd_jax.sources import ROLLOUTS, Role, Taken
 from selecttkd_jax.training import Frozen, Pair
@@ -60,7 +60,7 @@ class Rollouts:
         pair: Pair,
         frozen: Frozen,
         taken: Callable[[], Taken | None],
-        verifier: Verifier,
+        verifier: Callable[..., Array],
         *,
         stop_ids: Sequence[int],
         longest: int,
@@ -80,13 +80,17 @@ class Rollouts:
         self._width = -(-longest // _BINS)
         bins = -(-longest // self._width)
 
+        def measure(student_logits: Array, teacher_logits: Array, labels: Array) -> tuple[Array, Array]:
+            acceptance = call_with_labels(verifier, "verifier", student_logits, teacher_logits, labels)
+            return acceptance, losses.entropy(student_logits)
+
         def rates(params: Params, frozen: Frozen, batch: Batch) -> tuple[dict[str, Rate], Array]:
             student_params = pair.student_params(params, frozen.base)
             student_hidden, teacher_hidden = pair.hidden(student_params, frozen.teacher, batch)
             student_head, teacher_head = pair.heads(student_params, frozen.teacher)
             mask = batch.loss_mask
             acceptance, entropy = map_logits(
-                lambda student, teacher: (verifier(student, teacher), losses.entropy(student)),
+                measure,
                 student_hidden,
                 student_head,
                 teacher_hidden,
@@ -94,6 +98,7 @@ class Rollouts:
                 mask,
                 vocab_size=pair.vocab_size,
                 memory_budget=memory_budget,
+                labels=batch.labels,
             )
             at_stops = mask & selection.is_stop_token(batch.labels, stop_ids)
             rejected = partial(selection.acceptance_rate, 1.0 - acceptance)

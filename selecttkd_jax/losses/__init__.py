@@ -17,7 +17,9 @@ from selecttkd_jax.losses._distances import hellinger, total_variation
 from selecttkd_jax.losses._jensen_shannon import jensen_shannon
 from selecttkd_jax.losses._kullback_leibler import forward_kl, reverse_kl
 from selecttkd_jax.losses._skew import skew_kl, skew_reverse_kl
+from selecttkd_jax.losses._sum import sum_of
 from selecttkd_jax.losses._target import decoupled_kl, non_target_kl, target_kl
+from selecttkd_jax.losses._top_k import teacher_top_k_kl, teacher_top_k_reverse_kl
 
 __all__ = [
     "adaptive_kl",
@@ -34,6 +36,9 @@ __all__ = [
     "skew_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
+    "sum_of",
     "target_kl",
+    "teacher_top_k_kl",
+    "teacher_top_k_reverse_kl",
     "total_variation",
 ]

@@ -1,5 +1,6 @@
 """Adaptive KL: forward and reverse KL, mixed by where the student is wrong."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -67,19 +68,26 @@ _boundary_in_head_kernel = partial(_adaptive_kernel, boundary="head")
 
 
 def in_head(p: Logits, mu: float | Array, boundary: str) -> Array:
-    """Which tokens are among the most likely ones that together hold probability `mu`, [..., V] bool.
-
-    The least probability still in the head is found by bisection over the bit patterns of floats, which order like
-    the floats themselves. That takes one masked sum per bit, and neither a sort nor a gather: faster than sorting a
-    large vocabulary, and a vocabulary sharded over devices stays where it is.
-    """
-    bits = jnp.int64 if p.dtype == jnp.float64 else jnp.int32
+    """Which tokens are among the most likely ones that together hold probability `mu`, [..., V] bool."""
 
     def fits(threshold: Array) -> Array:
         above = p >= threshold if boundary == "tail" else p > threshold
         mass = jnp.sum(jnp.where(above, p, 0.0), axis=-1, keepdims=True)
         # Rounding may lift the mass of all tokens above 1.
         return (mass <= mu if boundary == "tail" else mass < mu) | (mu >= 1)
+
+    best = jnp.max(p, axis=-1, keepdims=True)
+    return (p >= lowest_fitting(p, fits)) | (p == best)
+
+
+def lowest_fitting(p: Logits, fits: Callable[[Array], Array]) -> Array:
+    """The lowest probability that `fits` as a threshold, [..., 1], where all above it do.
+
+    It is found by bisection over the bit patterns of floats, which order like the floats themselves. That takes one
+    masked sum per bit, and neither a sort nor a gather: faster than sorting a large vocabulary, and a vocabulary
+    sharded over devices stays where it is.
+    """
+    bits = jnp.int64 if p.dtype == jnp.float64 else jnp.int32
 
     def halve(_, bracket):
         too_low, fitting = bracket
@@ -91,4 +99,4 @@ def in_head(p: Logits, mu: float | Array, boundary: str) -> Array:
     zero = jax.lax.bitcast_convert_type(jnp.zeros_like(best), bits)
     beyond = jax.lax.bitcast_convert_type(jnp.full_like(best, 2.0), bits)
     _, lowest = jax.lax.fori_loop(0, jnp.finfo(p.dtype).bits, halve, (zero, beyond))
-    return (p >= jax.lax.bitcast_convert_type(lowest, p.dtype)) | (p == best)
+    return jax.lax.bitcast_convert_type(lowest, p.dtype)

@@ -99,14 +99,14 @@ def _target_kernel(student, teacher, labels):
     # The label's gradient is q(g) - p(g); the other tokens share its opposite in proportion to q. Taken from the two
     # smaller numbers: between two probabilities next to 1 the difference would have no digits left.
     surplus = jnp.where(pair_q[..., 0] < 0.5, (pair_q - pair_p)[..., 0], (pair_p - pair_q)[..., 1])
-    other_shares = jnp.exp(_without(log_q, target, log_rest_q))
+    other_shares = jnp.exp(without(log_q, target, log_rest_q))
     return value, surplus[..., None] * jnp.where(target, 1.0, -other_shares)
 
 
 def _non_target_kernel(student, teacher, labels):
     target = is_target(student.log_prob, labels)
-    log_p = _without(teacher.log_prob, target, log_rest(teacher.log_prob, target))
-    log_q = _without(student.log_prob, target, log_rest(student.log_prob, target))
+    log_p = without(teacher.log_prob, target, log_rest(teacher.log_prob, target))
+    log_q = without(student.log_prob, target, log_rest(student.log_prob, target))
     return forward_kernel(Distribution(jnp.exp(log_q), log_q), Distribution(jnp.exp(log_p), log_p))
 
 
@@ -120,7 +120,7 @@ def log_rest(log_probs: Logits, target: Array) -> PerToken:
     return jax.nn.logsumexp(jnp.where(target, -jnp.inf, log_probs), axis=-1)
 
 
-def _without(log_probs: Logits, target: Array, rest: PerToken) -> Logits:
+def without(log_probs: Logits, target: Array, rest: PerToken) -> Logits:
     """Log-probabilities over everything but the target (for which they are -inf)."""
     finite_rest = jnp.where(rest > -jnp.inf, rest, 0.0)
     return jnp.where(target, -jnp.inf, log_probs - finite_rest[..., None])

@@ -28,6 +28,14 @@ METHODS: dict[str, type[MethodConfig]] = {
 TOGETHER = (SpeculativeKd, MiniLlm)
 """Methods whose text both models write together, token by token: no server does."""
 
+
+def takes_budget(method: MethodConfig) -> bool:
+    """Whether a budget of tokens goes with a method: it learns from one stream, by an objective."""
+    if isinstance(method, SeqKd):
+        return method.learn_from == "logits"
+    return not isinstance(method, Sft | DistiLlm2 | MiniLlm)
+
+
 __all__ = [
     "METHODS",
     "TOGETHER",
@@ -43,5 +51,6 @@ __all__ = [
     "SeqKd",
     "Sft",
     "SpeculativeKd",
+    "takes_budget",
     "warn_of_old_text",
 ]

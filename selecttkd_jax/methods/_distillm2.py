@@ -88,6 +88,7 @@ class DistiLlm2:
 
     def check(self, shared: ObjectiveConfig) -> None:
         """Raises InputError where [objective] does not go with the method."""
+        shared.check_by_token("distillm2")
         self.objective(shared)
 
     def objective(self, shared: ObjectiveConfig) -> TwoStreamObjective:

@@ -72,6 +72,7 @@ class MiniLlm:
 
     def check(self, shared: ObjectiveConfig) -> None:
         """Raises InputError where [objective] does not go with the method."""
+        shared.check_by_token("minillm")
         if shared.normalizer == "weight":
             raise InputError(
                 "no verifier weighs minillm's policy gradient, so objective.normalizer cannot be weight; choose "
@@ -97,8 +98,9 @@ class MiniLlm:
             pair=parts.pair,
             objective=parts.objective.build(divergence=self.divergence),
             clip=self.clip,
-            expected=parts.objective.expected,
+            expected=parts.objective.expects,
             memory_budget=parts.memory_budget,
             packed=parts.packed,
+            schedules=parts.objective.build_schedules(parts.steps),
         )
         return parts.with_pretraining(Method(source=source, loss=loss), self.pretraining, label_share=0.5)

@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jax.sharding import Mesh
 
 from selecttkd_jax._errors import InputError, check_at_least
 from selecttkd_jax.distill import Balance, Objective, ObjectiveConfig, TwoStreamObjective
 from selecttkd_jax.generation import KeepRule, Sampling
+from selecttkd_jax.selection import SelectionConfig
+from selecttkd_jax.selection._controls import surveyed
 from selecttkd_jax.sources import (
     AdaptiveAlpha,
     BesideCorpus,
@@ -20,7 +23,19 @@ from selecttkd_jax.sources import (
     RolloutFiles,
     unwritten,
 )
-from selecttkd_jax.training import Frozen, Method, OneStream, Pair, Source, TwoStreams, WithPretraining
+from selecttkd_jax.training import (
+    Frozen,
+    Method,
+    OneStream,
+    Pair,
+    RankedStream,
+    Source,
+    SurveyedStream,
+    SurveyedWithPretraining,
+    Surveyor,
+    TwoStreams,
+    WithPretraining,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +59,7 @@ class Parts:
         stored_student: The student's stored responses to the same prompts, where the method reads them.
         corpus: Rows of the method's corpus; None: it has none.
         packed: Whether several rows share a sequence where they are learned from.
+        selection: A budget of tokens, or None.
         rollouts: Where text that outlives its step is kept; None where a step is only compiled.
     """
 
@@ -59,6 +75,7 @@ class Parts:
     stored_student: Source | None = None
     corpus: Source | None = None
     packed: bool = False
+    selection: SelectionConfig | None = None
 
     def on_policy(
         self,
@@ -120,13 +137,18 @@ class Parts:
 
     def one_stream(self, objective: Objective) -> OneStream:
         """The loss of an objective on one stream of responses, with what [objective] says of how it is computed."""
-        return OneStream(
+        if self.selection is not None:
+            kind = partial(RankedStream, budget=self.selection.build())
+        else:
+            kind = OneStream if surveyed(objective.verifier) is None else SurveyedStream
+        return kind(
             pair=self.pair,
             objective=objective,
-            expected=self.objective.expected,
+            expected=self.objective.expects,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
+            schedules=self.objective.build_schedules(self.steps),
         )
 
     def two_streams(self, objective: TwoStreamObjective, balance: Balance) -> TwoStreams:
@@ -135,10 +157,11 @@ class Parts:
             pair=self.pair,
             objective=objective,
             balance=balance,
-            expected=self.objective.expected,
+            expected=self.objective.expects,
             memory_budget=self.memory_budget,
             skip_rejected=self.objective.skip_rejected,
             packed=self.packed,
+            schedules=self.objective.build_schedules(self.steps),
         )
 
     def with_pretraining(self, method: Method, coefficient: float, *, label_share: float) -> Method:
@@ -151,7 +174,8 @@ class Parts:
         """
         if coefficient == 0:
             return method
-        loss = WithPretraining(
+        kind = SurveyedWithPretraining if isinstance(method.loss, Surveyor) else WithPretraining
+        loss = kind(
             rows=method.loss,
             pair=self.pair,
             normalizer=self.objective.normalizer,

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.data import DataConfig
 from selecttkd_jax.distill import ObjectiveConfig
-from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig
+from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig, takes_budget
 from selecttkd_jax.models import ATTENTIONS, REMATS, LoraConfig
 from selecttkd_jax.runs._sections import check_numbers
+from selecttkd_jax.selection import SelectionConfig
 from selecttkd_jax.sharding import MeshConfig
 from selecttkd_jax.sources import EngineConfig
 from selecttkd_jax.training import LoopConfig, OptimizerConfig
@@ -79,6 +80,8 @@ class RunConfig:
     method: MethodConfig = field(default_factory=Kd)
     """How the student learns: `name` picks the method, whose options stand beside it."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    selection: SelectionConfig | None = None
+    """A budget of tokens in place of a verifier. Left out: none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: LoopConfig = field(default_factory=LoopConfig)
     lora: LoraConfig | None = None
@@ -98,6 +101,7 @@ class RunConfig:
                 "hub model"
             )
         self.method.check(self.objective)
+        self._check_selection()
         if self.engine is not None and ("student" not in self.method.writes or isinstance(self.method, TOGETHER)):
             why = "both models write together" if "student" in self.method.writes else "the student writes nothing"
             raise InputError(
@@ -113,6 +117,26 @@ class RunConfig:
             raise InputError(
                 f"training.micro_batches must divide data.batch_size, {self.data.batch_size}; "
                 f"got {self.training.micro_batches}"
+            )
+
+    def _check_selection(self) -> None:
+        """Raises InputError where a budget of tokens does not go with the rest."""
+        if self.selection is None:
+            return
+        if not takes_budget(self.method):
+            raise InputError(
+                f"[selection] ranks the tokens of one stream that a divergence teaches, and method {self.method.name} "
+                "has none; choose another method, such as kd"
+            )
+        if self.objective.verifier != "accept_all":
+            raise InputError(
+                f"[selection] says which tokens count, and so does objective.verifier {self.objective.verifier}; "
+                "set it to accept_all, or leave [selection] out"
+            )
+        if self.selection.per_sequence and self.data.packing:
+            raise InputError(
+                "selection.per_sequence ranks each row, and with data.packing a row holds several sequences; leave one "
+                "of them out"
             )
 
     def reads_one_stream(self) -> bool:

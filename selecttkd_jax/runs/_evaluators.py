@@ -11,6 +11,7 @@ from selecttkd_jax.evaluation import HeldOut, Rollouts, SampleLog, held_out_veri
 from selecttkd_jax.metrics import MetricsWriter
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._prepare import Prepared
+from selecttkd_jax.selection._controls import surveyed
 from selecttkd_jax.sharding import place_batch
 from selecttkd_jax.sources import Recorder, Role
 from selecttkd_jax.training import Frozen, Pair
@@ -43,6 +44,8 @@ def make_rollouts(
 ) -> list[Rollouts]:
     """The looks at what models write, by the run's own verifier, or greedy top-5 where it selects nothing.
 
+    Where the run's verifier has no eyes, but the rate of another, it is that other one.
+
     One at each stream of two; at one stream it is the student's where the student has a part in it.
     """
     sampling, parts = config.method.sampling, config.training.micro_batches
@@ -51,9 +54,10 @@ def make_rollouts(
     roles: tuple[Role, ...] = ("teacher", "student")
     if not isinstance(shapes, data.Responses):
         roles = ("student",) if "student" in config.method.writes else ("teacher",)
-    objective = replace(config.objective, divergence=None, alpha=None, beta=None, mu=None)
+    objective = config.objective
     if objective.verifier == "accept_all":
         objective = replace(objective, verifier="greedy_top_k")
+    verifier = objective.build_verifier()
     decode = partial(prepared.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return [
         Rollouts(
@@ -61,7 +65,7 @@ def make_rollouts(
             pair,
             frozen,
             partial(recorder.taken, role),
-            objective.build().verifier,
+            surveyed(verifier) or verifier,
             stop_ids=prepared.stop_ids,
             longest=min(sampling.max_new_tokens, config.data.max_length),
             every=config.logging.samples_every or config.training.eval_every,

@@ -118,6 +118,7 @@ def build_method(
         stored_student=stored_student,
         corpus=corpus,
         packed=config.data.packing,
+        selection=config.selection,
     )
     return config.method.build(parts)
 

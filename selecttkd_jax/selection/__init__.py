@@ -15,7 +15,8 @@ A scorer (`excess_loss` and its like) has the same arguments and no bounds; `top
 A score of NaN ranks behind all others.
 """
 
-from selecttkd_jax.selection._controls import entropy_gate, invert, label_in_top_k, random_gate
+from selecttkd_jax.selection._budget import SCORES, Budget, SelectionConfig
+from selecttkd_jax.selection._controls import at_rate_of, entropy_gate, invert, label_in_top_k, random_gate
 from selecttkd_jax.selection._ranking import at_most, median_split, top_fraction
 from selecttkd_jax.selection._rates import (
     Rate,
@@ -29,30 +30,41 @@ from selecttkd_jax.selection._rates import (
 )
 from selecttkd_jax.selection._scores import (
     divergence_gap,
+    entropy_gap,
     error_norm,
     excess_loss,
+    label_uncertainty,
     random_scores,
+    student_entropy,
     target_uncertainty,
+    teacher_entropy,
 )
 from selecttkd_jax.selection._verifiers import (
     accept_all,
     greedy_top_k,
     hellinger,
     hellinger_gate,
+    nucleus,
     spec_k,
     spec_k_by_sampling,
+    spec_label,
 )
 from selecttkd_jax.selection._weights import TokenWeights, token_weights
 
 __all__ = [
+    "SCORES",
+    "Budget",
     "Rate",
+    "SelectionConfig",
     "TokenWeights",
     "accept_all",
     "acceptance_rate",
     "acceptance_rate_by_position",
     "acceptance_rate_by_sequence",
     "at_most",
+    "at_rate_of",
     "divergence_gap",
+    "entropy_gap",
     "entropy_gate",
     "error_norm",
     "excess_loss",
@@ -62,7 +74,9 @@ __all__ = [
     "invert",
     "is_stop_token",
     "label_in_top_k",
+    "label_uncertainty",
     "median_split",
+    "nucleus",
     "overlap",
     "random_gate",
     "random_scores",
@@ -70,7 +84,10 @@ __all__ = [
     "shadow_overlaps",
     "spec_k",
     "spec_k_by_sampling",
+    "spec_label",
+    "student_entropy",
     "target_uncertainty",
+    "teacher_entropy",
     "token_weights",
     "top_fraction",
 ]

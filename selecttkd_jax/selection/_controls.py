@@ -10,7 +10,7 @@ from functools import partial
 from selecttkd_jax import losses
 from selecttkd_jax._array_types import Array, Int, Logits, PerToken
 from selecttkd_jax._checks import check_in_range
-from selecttkd_jax._errors import check_at_least, check_one_of
+from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.losses._cross_entropy import check_labels
 from selecttkd_jax.selection._verifiers import accept_all, check_k, constants, rank, verdict
@@ -61,6 +61,38 @@ def _inverted_with_labels(verifier, student_logits, teacher_logits, labels):
     return 1.0 - verifier(student_logits, teacher_logits, labels=labels)
 
 
+def at_rate_of(verifier: Callable) -> Callable:
+    """A verifier that accepts each position with the same probability, the mean acceptance of `verifier` on its batch.
+
+    That rate is one of the whole batch, which no position knows: it comes as the `acceptance` of the call, and asked by
+    itself this verifier raises InputError. The training step surveys `verifier` and hands it over.
+
+    Args:
+        verifier: Any verifier, options bound with `functools.partial`.
+
+    Returns:
+        A verifier; two of equal verifiers make equal objectives.
+    """
+    return partial(_at_rate_of, verifier)
+
+
+def _at_rate_of(verifier, student_logits, teacher_logits):
+    raise InputError(
+        "the rate of another verifier is a mean over the whole batch: take it first (distill.map_logits and "
+        "acceptance_rate) and hand it over as acceptance"
+    )
+
+
+def surveyed(verifier: Callable) -> Callable | None:
+    """Of `at_rate_of(other)` the other verifier, whose rate has to be taken first; None of all others."""
+    return verifier.args[0] if isinstance(verifier, partial) and verifier.func is _at_rate_of else None
+
+
+def is_random(verifier: Callable) -> bool:
+    """Whether a verifier accepts by chance alone, with no look at the position."""
+    return getattr(verifier, "func", verifier) in (random_gate, _at_rate_of)
+
+
 @any_mesh(like="student_logits", drop=1)
 def entropy_gate(
     student_logits: Logits, teacher_logits: Logits, *, threshold: float, source: str = "teacher"
@@ -90,7 +122,7 @@ def entropy_gate(
 
 @any_mesh(like="student_logits", drop=1)
 def label_in_top_k(
-    student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"], *, k: int = 5
+    student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"], *, k: int | Array = 5
 ) -> PerToken:
     """Accepts a position whose *label* is among the teacher's k most likely tokens, whatever the student proposes.
 
@@ -102,7 +134,7 @@ def label_in_top_k(
         student_logits: [..., V]. Unused.
         teacher_logits: [..., V], any float dtype.
         labels: [...] integers. Positions whose label is outside [0, V) are rejected.
-        k: From 1 to V.
+        k: From 1 to V; or [...] of such.
 
     Returns:
         Acceptance [...] float32, 0 or 1.
@@ -113,6 +145,6 @@ def label_in_top_k(
     """
     _, teacher_logits = constants(student_logits, teacher_logits)
     check_labels(teacher_logits, labels)
-    check_k(k, teacher_logits.shape[-1])
+    k = check_k(k, teacher_logits.shape[-1])
     place = rank(teacher_logits, labels)
     return verdict(place < k, place)

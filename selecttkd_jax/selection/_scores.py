@@ -114,6 +114,76 @@ def target_uncertainty(logits: Logits, labels: Int[Array, "*positions"]) -> PerT
     return jnp.exp(log_rest(log_probs, is_target(log_probs, labels)))
 
 
+@any_mesh(like="student_logits", drop=1)
+def student_entropy(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """How unsure the student is of the next token.
+
+        score = H(q);  the highest are kept
+
+    Args:
+        student_logits: [..., V].
+        teacher_logits: [..., V]. Unused.
+
+    Returns:
+        [...] float32, in nats, in [0, log V].
+
+    Source: SE-KD (arXiv 2602.01395), which keeps a fifth.
+    """
+    del teacher_logits
+    return losses.entropy(jax.lax.stop_gradient(student_logits))
+
+
+@any_mesh(like="student_logits", drop=1)
+def teacher_entropy(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """How unsure the teacher is of the next token.
+
+        score = H(p)
+
+    Args:
+        student_logits: [..., V]. Unused.
+        teacher_logits: [..., V].
+
+    Returns:
+        [...] float32, in nats, in [0, log V].
+    """
+    del student_logits
+    return losses.entropy(jax.lax.stop_gradient(teacher_logits))
+
+
+def entropy_gap(student_logits: Logits, teacher_logits: Logits) -> PerToken:
+    """How much less sure the student is than its teacher.
+
+        score = H(q) - H(p);  the highest are kept
+
+    Args:
+        student_logits: [..., V].
+        teacher_logits: [..., V].
+
+    Returns:
+        [...] float32, in nats, any sign.
+
+    Source: TSD-KD (arXiv 2603.13260), whose weight is its sigmoid.
+    """
+    return student_entropy(student_logits, teacher_logits) - teacher_entropy(student_logits, teacher_logits)
+
+
+def label_uncertainty(student_logits: Logits, teacher_logits: Logits, labels: Int[Array, "*positions"]) -> PerToken:
+    """How unsure the teacher is of the label.
+
+        score = 1 - p(label)
+
+    Args:
+        student_logits: [..., V]. Unused.
+        teacher_logits: [..., V].
+        labels: [...] token ids.
+
+    Returns:
+        [...] float32, in [0, 1]; see `target_uncertainty`.
+    """
+    del student_logits
+    return target_uncertainty(teacher_logits, labels)
+
+
 def random_scores(key: Key, shape: tuple[int, ...]) -> PerToken:
     """Scores without meaning: the control for every selector that keeps a fraction.
 

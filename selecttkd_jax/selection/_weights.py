@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selecttkd_jax._array_types import PerToken
+from selecttkd_jax._array_types import Array, PerToken
 from selecttkd_jax._checks import check_in_range, check_same_shape
 from selecttkd_jax._mesh_axes import any_mesh
 
@@ -40,6 +40,11 @@ def token_weights(acceptance: PerToken, uniforms: PerToken | None = None, *, flo
     Source: SelecTKD supplement, section A and Table 6.
     """
     check_in_range("floor", floor, 0.0, 1.0)
+    return weigh(acceptance, uniforms, floor)
+
+
+def weigh(acceptance: PerToken, uniforms: PerToken | None, floor: float | Array) -> TokenWeights:
+    """`token_weights` with any floor: a number, or an array [...]."""
     accepted = acceptance
     if uniforms is not None:
         check_same_shape("uniforms", uniforms, "acceptance", acceptance)

@@ -9,7 +9,7 @@ from selecttkd_jax.training._losses import LabelCrossEntropy, LabelSums, OneStre
 from selecttkd_jax.training._optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from selecttkd_jax.training._pair import Frozen, Pair
 from selecttkd_jax.training._policy_loss import PolicyGradient, score_labels
-from selecttkd_jax.training._pretraining import PretrainingSums, WithPretraining
+from selecttkd_jax.training._pretraining import PretrainingSums, SurveyedWithPretraining, WithPretraining
 from selecttkd_jax.training._protocols import (
     Describer,
     Evaluator,
@@ -20,9 +20,11 @@ from selecttkd_jax.training._protocols import (
     Report,
     Source,
     Sums,
+    Surveyor,
 )
 from selecttkd_jax.training._state import TrainState, abstract_state, init_state, state_shardings, stream_key
 from selecttkd_jax.training._step import StepMetrics, TrainStep, make_train_step
+from selecttkd_jax.training._surveyed import RankedStream, SurveyedStream
 from selecttkd_jax.training._trained import Trained, in_host_memory, list_steps, read_trained
 
 __all__ = [
@@ -44,11 +46,15 @@ __all__ = [
     "Pair",
     "PolicyGradient",
     "PretrainingSums",
+    "RankedStream",
     "Report",
     "Restored",
     "Source",
     "StepMetrics",
     "Sums",
+    "SurveyedStream",
+    "SurveyedWithPretraining",
+    "Surveyor",
     "TrainState",
     "TrainStep",
     "Trained",

@@ -11,6 +11,7 @@ from selecttkd_jax.distill import (
     HiddenStream,
     LossSums,
     Objective,
+    Schedules,
     Tokens,
     TwoStreamObjective,
     TwoStreamSums,
@@ -34,6 +35,7 @@ class OneStream:
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to `fused_head`.
         skip_rejected: Whether rejected positions stay out of the head's gradient products; for a floor of 0.
         packed: Whether each segment of a row is a sequence, or the row is.
+        schedules: What of the objective moves over the steps.
     """
 
     pair: Pair
@@ -42,6 +44,7 @@ class OneStream:
     memory_budget: int | None = None
     skip_rejected: bool = False
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def draw(self, key: Key, batch: Batch) -> Array | None:
         """The draws from [0, 1) that acceptances are compared with, `[B, T]`; None where none are."""
@@ -53,7 +56,18 @@ class OneStream:
 
     def __call__(self, params: Params, frozen: Frozen, batch: Batch, draws: Array | None, step: Scalar) -> LossSums:
         """The objective's sums over the rows of a `data.Batch`."""
-        del step
+        return self.sums_with(params, frozen, batch, step, draws)
+
+    def sums_with(
+        self,
+        params: Params,
+        frozen: Frozen,
+        batch: Batch,
+        step: Scalar,
+        draws: Array | None,
+        acceptance: Array | None = None,
+    ) -> LossSums:
+        """The same with these draws, and with these acceptances in place of the verifier's, `[B, T]` each or None."""
         student_params = self.pair.student_params(params, frozen.base)
         student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, batch)
         student_head, teacher_head = self.pair.heads(student_params, frozen.teacher)
@@ -67,7 +81,9 @@ class OneStream:
                 batch.loss_mask,
                 uniforms=draws,
                 labels=batch.labels,
+                acceptance=acceptance,
                 segment_ids=batch.segment_ids if self.packed else None,
+                **self.schedules.at(step),
             ),
             vocab_size=self.pair.vocab_size,
             memory_budget=self.memory_budget,
@@ -87,6 +103,7 @@ class TwoStreams:
         memory_budget: As in `OneStream`.
         skip_rejected: As in `OneStream`.
         packed: As in `OneStream`.
+        schedules: As in `OneStream`, of both objectives.
     """
 
     pair: Pair
@@ -96,6 +113,7 @@ class TwoStreams:
     memory_budget: int | None = None
     skip_rejected: bool = False
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def explain(self, frozen: Frozen, batch: Responses) -> str:
         """Whether it is the teacher's logits that are broken, on either stream."""
@@ -122,7 +140,9 @@ class TwoStreams:
             student_hidden, teacher_hidden = self.pair.hidden(student_params, frozen.teacher, rows)
             assert teacher_hidden is not None
             segments = rows.segment_ids if self.packed else None
-            tokens = Tokens(rows.loss_mask, uniforms, rows.labels, alpha, segment_ids=segments)
+            tokens = Tokens(
+                rows.loss_mask, uniforms, rows.labels, alpha, segment_ids=segments, **self.schedules.at(step)
+            )
             return HiddenStream(student_hidden, teacher_hidden, tokens)
 
         on_teacher, on_student = (None, None) if draws is None else draws

@@ -12,6 +12,7 @@ from selecttkd_jax.distill import (
     Objective,
     Policy,
     PolicySums,
+    Schedules,
     Tokens,
     fused_policy,
     map_logits,
@@ -37,6 +38,7 @@ class PolicyGradient:
         expected: Weighs by the verifier's acceptance itself instead of a draw against it.
         memory_budget: Bytes for a chunk's logits and their gradient; None leaves the choice to the fused head.
         packed: Whether each segment of a row is a sequence, or the row is.
+        schedules: What of the objective moves over the steps.
     """
 
     pair: Pair
@@ -45,6 +47,7 @@ class PolicyGradient:
     expected: bool = False
     memory_budget: int | None = None
     packed: bool = False
+    schedules: Schedules = Schedules()
 
     def draw(self, key: Key, batch: Rollouts) -> dict[str, Array | None]:
         """The draws that acceptances are compared with, and what the surrogate counts for by the size of the batch.
@@ -69,7 +72,6 @@ class PolicyGradient:
         self, params: Params, frozen: Frozen, batch: Rollouts, draws: dict[str, Array | None], step: Scalar
     ) -> PolicySums:
         """Sums over the rows of a `data.Rollouts`."""
-        del step
         student_params = self.pair.student_params(params, frozen.base)
         student_head, teacher_head = self.pair.heads(student_params, frozen.teacher)
         share = draws["surrogate"]
@@ -89,6 +91,7 @@ class PolicyGradient:
                 uniforms=draws["uniforms"],
                 labels=batch.rows.labels,
                 segment_ids=self._segments(batch.rows),
+                **self.schedules.at(step),
             ),
             Policy(
                 old_log_prob=batch.old_log_prob,

@@ -13,7 +13,7 @@ from selecttkd_jax.losses import cross_entropy, soft_cross_entropy
 from selecttkd_jax.selection import accept_all
 from selecttkd_jax.training._losses import OneStream
 from selecttkd_jax.training._pair import Frozen, Pair
-from selecttkd_jax.training._protocols import Explainer, Loss, Sums
+from selecttkd_jax.training._protocols import Explainer, Loss, Sums, Surveyor
 
 
 @jax.tree_util.register_dataclass
@@ -100,3 +100,17 @@ class WithPretraining:
             pair=pair, objective=objective, expected=True, memory_budget=self.memory_budget, packed=self.packed
         )
         return stream(params, frozen, corpus, None, step)
+
+
+class SurveyedWithPretraining(WithPretraining):
+    """The same where the loss on the rows looks at the whole batch before any of it is learned from."""
+
+    def survey(self, params: Params, frozen: Frozen, batch: WithCorpus, step: Scalar) -> Any:
+        """What the loss on the rows finds out about a part of them."""
+        assert isinstance(self.rows, Surveyor)
+        return self.rows.survey(params, frozen, batch.rows, step)
+
+    def decide(self, found: Any, batch: WithCorpus, draws: dict[str, Any], step: Scalar) -> dict[str, Any]:
+        """The draws, of which those of the loss on the rows are what it makes of them."""
+        assert isinstance(self.rows, Surveyor)
+        return draws | {"rows": self.rows.decide(found, batch.rows, draws["rows"], step)}

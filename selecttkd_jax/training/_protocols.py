@@ -52,6 +52,23 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
+class Surveyor(Protocol):
+    """A loss that looks at the whole batch before it learns from any of it.
+
+    A budget or a rate is one of the whole batch, whatever the number of micro-batches and devices: `survey` sees each
+    micro-batch, `decide` all of what it found.
+    """
+
+    def survey(self, params: Params, frozen: Any, batch: Batch, step: Scalar) -> Any:
+        """What is to be known of each row of a part, a pytree of arrays `[rows, ...]`; nothing is differentiated."""
+        ...
+
+    def decide(self, found: Any, batch: Batch, draws: Any, step: Scalar) -> Any:
+        """The step's draws, in the light of what was found in the whole batch: again a pytree of arrays `[B, ...]`."""
+        ...
+
+
 class Source(Protocol):
     """Where batches come from. What it draws comes from `state.key`, the stream's name and the step (`stream_key`)."""
 

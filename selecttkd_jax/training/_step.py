@@ -11,7 +11,7 @@ from selecttkd_jax._array_types import Array, Params, Scalar
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.sharding import shard_rows
 from selecttkd_jax.training._pair import Frozen
-from selecttkd_jax.training._protocols import Batch, Loss, Sums
+from selecttkd_jax.training._protocols import Batch, Loss, Sums, Surveyor
 from selecttkd_jax.training._state import TrainState, stream_key
 
 
@@ -66,7 +66,18 @@ def make_train_step(
     """
 
     # Inside out: `step` draws for the whole batch and divides once; `batch_grads` cuts it and scans; `micro_grads`
-    # takes the gradient of one part.
+    # takes the gradient of one part. `batch_survey` looks at the parts before any is learned from.
+    def cut(leaf: Array) -> Array:
+        # Every micro-batch takes rows of every device's: part i has rows i, i + micro_batches, ...
+        rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
+        return shard_rows(jnp.swapaxes(rows, 0, 1), axis=1)
+
+    def batch_survey(surveyor: Surveyor, params: Params, frozen: Frozen, step: Scalar, batch: Batch) -> Any:
+        if micro_batches == 1:
+            return surveyor.survey(params, frozen, batch, step)
+        parts = jax.lax.map(lambda part: surveyor.survey(params, frozen, part, step), jax.tree.map(cut, batch))
+        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), parts)
+
     def micro_grads(params: Params, frozen: Frozen, step: Scalar, batch: Batch, draws: Any) -> tuple[Params, Sums]:
         def numerator(params: Params) -> tuple[Array, Sums]:
             sums = loss(params, frozen, batch, draws, step)
@@ -83,11 +94,6 @@ def make_train_step(
         def add(carry: tuple[Params, Sums], part: tuple[Batch, Any]) -> tuple[tuple[Params, Sums], None]:
             return jax.tree.map(jnp.add, carry, micro_grads(params, frozen, step, *part)), None
 
-        def cut(leaf: Array) -> Array:
-            # Every micro-batch takes rows of every device's: part i has rows i, i + micro_batches, ...
-            rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
-            return shard_rows(jnp.swapaxes(rows, 0, 1), axis=1)
-
         parts = jax.tree.map(cut, (batch, draws))
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         shapes = jax.eval_shape(micro_grads, params, frozen, step, *first)
@@ -100,6 +106,10 @@ def make_train_step(
         if rows % micro_batches:
             raise InputError(f"a batch of {rows} rows cannot be cut into {micro_batches} equal micro-batches")
         draws = loss.draw(stream_key(state.key, "verification", state.step), batch)
+        if isinstance(loss, Surveyor):
+            with jax.named_scope("survey"):
+                found = batch_survey(loss, state.params, frozen, state.step, batch)
+                draws = loss.decide(found, batch, draws, state.step)
         draws = jax.tree.map(shard_rows, draws)
         grads, sums = batch_grads(state.params, frozen, state.step, batch, draws)
         with jax.named_scope("optimizer"):

@@ -1,10 +1,13 @@
 import copy
 import datetime
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from selecttkd_jax import losses, selection
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.distill import Objective, ObjectiveConfig
+from selecttkd_jax.distill import Objective, ObjectiveConfig, Schedule, Schedules
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.models import LoraConfig
 from selecttkd_jax.runs import config_from_dict, config_to_dict, load_config, save_config
@@ -80,6 +83,49 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
         (changed(None, targets=[]), r"unknown option targets \(did you mean lora.targets\?\)"),
         (changed("models", student_dtype="int8"), "models.student_dtype must be one of"),
         (changed("models", student_dtype="bfloat16"), r"without a \[lora\] section all weights are trained"),
+        (changed("objective", rejected="forwardkl"), "objective.rejected must be one of .*did you mean 'forward_kl'"),
+        (
+            changed("objective", rejected="forward_kl", rejected_mu=0.3),
+            "rejected_mu is an option of adaptive",
+        ),
+        (changed("objective", rejected="skew_kl", rejected_alpha=1.0), r"objective.rejected_alpha must be in \[0, 1\)"),
+        (changed("objective", rejected_alpha=0.3), "option of objective.rejected, which is not given"),
+        (changed("objective", rejected="forward_kl", verifier="accept_all"), "accept_all rejects none"),
+        (changed("objective", floor=1.5), r"objective.floor must be in \[0.0, 1.0\], got 1.5"),
+        (changed("objective", verifier="entropy"), "objective.verifier entropy needs objective.threshold"),
+        (changed("objective", verifier="random"), "needs either objective.rate or objective.of"),
+        (changed("objective", verifier="random", rate=0.3, of="spec_k"), "needs either objective.rate or objective.of"),
+        (changed("objective", verifier="invert"), "objective.verifier invert is made of another"),
+        (
+            changed("objective", of="spec_k"),
+            "of is an option of invert, random, rescale, not of greedy_top_k",
+        ),
+        (changed("objective", verifier="rescale", of="spec_k", normalizer="weight"), "divides by it again"),
+        (changed("objective", shadows=["spec_j"]), "objective.shadows must be one of .*did you mean 'spec_k'"),
+        (changed("objective", shadows=["spec_k", "spec_k"]), "objective.shadows names a verifier twice"),
+        (changed("objective", shadows=["entropy"]), "entropy needs objective.threshold"),
+        (
+            changed("objective", verifier="random", of="spec_k") | {"method": {"name": "distillm2"}},
+            "which method distillm2 does not",
+        ),
+        (changed("objective", floor_end=0.3), 'floor_end needs objective.schedule = "linear" or "cosine"'),
+        (changed("objective", schedule="linear"), "objective.schedule linear leads nowhere"),
+        (changed("objective", schedule="linear", floor_end=2.0), r"objective.floor_end must be in \[0.0, 1.0\]"),
+        (
+            changed("objective", schedule="linear", k_end=2, verifier="nucleus"),
+            "k_end is an option of greedy",
+        ),
+        (changed("objective", schedule="cosine", temperature_end=0.0), "temperature_end must be above 0"),
+        (
+            changed("selection", score="random", fraction=0.2),
+            "so does objective.verifier greedy_top_k",
+        ),
+        (
+            changed("selection", score="random", fraction=0.2) | {"method": {"name": "sft"}},
+            "ranks the tokens of one stream that a divergence teaches, and method sft",
+        ),
+        (changed("selection", score="randm", fraction=0.2), "did you mean 'random'"),
+        (changed("selection", fraction=0.2), "selection.score is missing"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
     ],
 )
@@ -162,11 +208,63 @@ def test_differences_name_the_option_and_both_values():
 
 
 def test_named_objectives_bind_their_options():
-    from functools import partial
-
-    from selecttkd_jax import losses, selection
-
     config = ObjectiveConfig(divergence="jensen_shannon", beta=0.3, verifier="spec_k", k=3, floor=0.2, temperature=2.0)
     assert config.build() == Objective(
         partial(losses.jensen_shannon, beta=0.3), partial(selection.spec_k, k=3), floor=0.2, temperature=2.0
+    )
+    mixed = ObjectiveConfig(rejected="skew_kl + jensen_shannon", rejected_alpha=0.3, rejected_beta=0.4, floor=3.0)
+    parts = partial(losses.skew_kl, alpha=0.3), partial(losses.jensen_shannon, beta=0.4)
+    assert mixed.build() == Objective(
+        losses.forward_kl, selection.greedy_top_k, floor=3.0, rejected=losses.sum_of(*parts)
+    )
+
+
+def test_two_rivals_are_two_files():
+    """What they minimise, written out; their losses are held by tests of the objective."""
+    files = Path(__file__).parents[2] / "experiments" / "configs" / "selection"
+    tropd, eopd = (load_config(files / f"{name}.toml") for name in ("tropd", "eopd"))
+    assert tropd.method.name == eopd.method.name == "on_policy"
+    assert tropd.objective.build() == Objective(
+        losses.reverse_kl,
+        selection.spec_label,
+        floor=1.0,
+        rejected=partial(losses.teacher_top_k_kl, k=16),
+    )
+    assert eopd.objective.build() == Objective(
+        losses.reverse_kl,
+        partial(selection.entropy_gate, threshold=0.8),
+        floor=1.0,
+        rejected=losses.sum_of(losses.reverse_kl, losses.forward_kl),
+    )
+
+
+def test_controls_and_shadows_by_name(tmp_path):
+    spec, greedy = partial(selection.spec_k, k=3), partial(selection.greedy_top_k, k=3)
+    names = ("greedy_top_k", "random", "entropy")
+    built = ObjectiveConfig(verifier="invert", of="spec_k", k=3, shadows=names, threshold=1).build()
+    assert Objective(verifier=built.verifier) == Objective(verifier=selection.invert(spec))
+    shadows = (("greedy_top_k", greedy), ("random", None), ("entropy", partial(selection.entropy_gate, threshold=1)))
+    assert Objective(shadows=built.shadows) == Objective(shadows=shadows)
+    for name in ("random", "rescale"):
+        config = ObjectiveConfig(verifier=name, of="spec_k", k=3)
+        assert Objective(verifier=config.build_verifier()) == Objective(verifier=selection.at_rate_of(spec))
+        assert config.expects == (name == "rescale")
+    at_rate = ObjectiveConfig(verifier="random", rate=0.4, shadows=("random",)).build()
+    gate = partial(selection.random_gate, rate=0.4)
+    assert at_rate == Objective(verifier=gate, shadows=(("random", gate),))
+    values = changed("objective", verifier="random", of="greedy_top_k", shadows=["spec_k", "random"])
+    config = config_from_dict(values, "here")
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_schedules_by_name():
+    config = ObjectiveConfig(verifier="spec_k", floor=0.1, schedule="cosine", floor_end=0.5, k_end=1, temperature_end=2)
+    assert config.build_schedules(10) == Schedules(
+        floor=Schedule("cosine", 0.1, 0.5, 10),
+        temperature=Schedule("cosine", 1.0, 2, 10),
+        k=Schedule("cosine", 5, 1, 10),
+    )
+    assert (
+        ObjectiveConfig().build_schedules(10) == ObjectiveConfig(schedule="constant").build_schedules(10) == Schedules()
     )

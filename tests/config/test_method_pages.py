@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selecttkd_jax.distill._named_verifiers import OF_ANOTHER, VERIFIERS
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.methods import METHODS
 from selecttkd_jax.runs import config_from_dict
@@ -53,7 +54,8 @@ def test_the_toml_of_a_page_is_a_whole_configuration_of_its_method(name):
 
 
 def test_the_toml_of_the_index_goes_with_any_method():
-    blocks = re.findall(r"```toml\n(.*?)```", (PAGES / "README.md").read_text(), flags=re.DOTALL)
+    pages = (PAGES / "README.md").read_text() + (PAGES.parent / "selection.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", pages, flags=re.DOTALL)
     whole = {"output": "run", "models": {"teacher": "teacher", "student": "student"}, "data": {"train": "rows.jsonl"}}
     assert blocks
     for block in blocks:
@@ -64,3 +66,9 @@ def test_the_links_of_the_pages_lead_somewhere():
     for page in PAGES.glob("*.md"):
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             assert "://" in link or (PAGES / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_verifier_by_name_is_on_the_page_of_selection():
+    page = (PAGES.parent / "selection.md").read_text()
+    for name in {*VERIFIERS, *OF_ANOTHER}:
+        assert f"| `{name}` |" in page, name

@@ -27,6 +27,8 @@ DIVERGENCES = {
     "decoupled_kl": losses.decoupled_kl,
     "target_kl": losses.target_kl,
     "non_target_kl": losses.non_target_kl,
+    "teacher_top_k_kl": partial(losses.teacher_top_k_kl, k=3),
+    "teacher_top_k_reverse_kl": partial(losses.teacher_top_k_reverse_kl, k=3),
     "adaptive_kl, boundary in the head": partial(losses.adaptive_kl, mu=0.3, boundary="head"),
 }
 VERIFIERS = {
@@ -38,6 +40,7 @@ VERIFIERS = {
     "entropy_gate of the student": partial(selection.entropy_gate, threshold=2.5, source="student"),
     "hellinger": selection.hellinger,
     "label_in_top_k": partial(selection.label_in_top_k, k=9),
+    "spec_label": selection.spec_label,
     "inverted": selection.invert(partial(selection.greedy_top_k, k=3)),
     "random_gate": partial(selection.random_gate, rate=0.4),
 }

@@ -21,6 +21,7 @@ DIVERGENCES = {
     "total_variation": losses.total_variation,
     "hellinger": losses.hellinger,
     "adaptive_kl": losses.adaptive_kl,
+    "teacher_top_k_kl": losses.teacher_top_k_kl,
     "soft_cross_entropy": losses.soft_cross_entropy,
     "decoupled_kl": losses.decoupled_kl,
     "cross_entropy": losses.cross_entropy,
@@ -32,6 +33,8 @@ VERIFIERS = {
     "hellinger_gate": selection.hellinger_gate,
     "entropy_gate": partial(selection.entropy_gate, threshold=5.0),
     "label_in_top_k": selection.label_in_top_k,
+    "spec_label": selection.spec_label,
+    "nucleus": selection.nucleus,
 }
 CASES = [(d, "accept_all") for d in DIVERGENCES] + [("forward_kl", v) for v in VERIFIERS]
 

@@ -183,19 +183,19 @@ MUTANTS = [
     Mutant(
         "distill/_objective.py",
         "self.label_share * cross_entropy(student_logits, labels)",
-        "self.label_share * cross_entropy(self._tempered(student_logits), labels)",
+        "self.label_share * cross_entropy(self._tempered(student_logits, temperature), labels)",
         "the cross-entropy term tempered",
     ),
     Mutant(
         "distill/_objective.py",
-        '(self.verifier, "verifier", student_logits, teacher_logits, labels)',
-        '(self.verifier, "verifier", self._tempered(student_logits), self._tempered(teacher_logits), labels)',
+        'self.verifier, "verifier", student_logits,',
+        'self.verifier, "verifier", self._tempered(student_logits, temperature),',
         "the verifier sees tempered logits",
     ),
     Mutant(
         "distill/_objective.py",
-        "self._tempered(teacher_logits),",
-        "teacher_logits,",
+        "self._tempered(teacher_logits, temperature)\n",
+        "teacher_logits\n",
         "the teacher not tempered",
     ),
     Mutant(
@@ -260,4 +260,30 @@ MUTANTS = [
         "",
         "a chunked gradient of one device of a shard_map",
     ),
+    Mutant(
+        "distill/_objective.py",
+        "_weighed(lowest * (1 - accepted), on_rejected)",
+        "_weighed(lowest * accepted, on_rejected)",
+        "the divergence of rejected tokens on accepted ones",
+    ),
+    Mutant(
+        "distill/_objective.py",
+        "loss = _weighed(accepted, divergence) + ",
+        "loss = _weighed(weight, divergence) + ",
+        "rejected tokens learn by both divergences",
+    ),
+    Mutant(
+        "distill/_objective.py",
+        "self.floor if floor is None else",
+        "self.floor if True else",
+        "schedules of the floor ignored",
+    ),
+    Mutant(
+        "distill/_shadows.py",
+        "if is_random(shadow) or is_random(verifier):",
+        "if False:",
+        "a random gate shares its luck with the verifier in force",
+    ),
+    Mutant("distill/_sums.py", "+ shadow.both\n", "\n", "what both accept counted as neither's"),
+    Mutant("distill/_schedules.py", "max(self.steps - 1, 1)", "self.steps", "a schedule that never reaches its end"),
 ]

@@ -184,4 +184,7 @@ MUTANTS = [
     # Which argument
     Mutant("losses/_jensen_shannon.py", "slope = (1 - beta) *", "slope = beta *", "JSD's slope with the other share"),
     Mutant("losses/_target.py", "(pair_p - pair_q)[..., 1]", "(pair_q - pair_p)[..., 1]", "TCKD's sign next to 1"),
+    Mutant("losses/_top_k.py", "(p > threshold)", "(p >= threshold)", "the teacher's k-th token left out of its top k"),
+    Mutant("losses/_top_k.py", "rest_p, 0.0) + student", "0.0, 0.0) + student", "the bucket of the tail weighs 1"),
+    Mutant("losses/_top_k.py", "head | ~some", "head", "a student that excludes the whole tail gives NaN"),
 ]

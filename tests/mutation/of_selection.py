@@ -167,4 +167,24 @@ MUTANTS = [
         "floor * _total(accepted, mask)",
         "the weight share of the accepted",
     ),
+    Mutant(
+        "selection/_verifiers.py",
+        "log_p - log_q, -jnp.inf)",
+        "log_q - log_p, -jnp.inf)",
+        "the ratio of a label upside down",
+    ),
+    Mutant("selection/_verifiers.py", "(mass < tau)", "(mass <= tau - 0.1)", "a nucleus too small"),
+    Mutant(
+        "selection/_verifiers.py",
+        "stands_before(teacher_logits, proposal)",
+        "~stands_before(teacher_logits, proposal)",
+        "the nucleus counts the mass behind the proposal",
+    ),
+    Mutant(
+        "selection/_budget.py",
+        "scores if self.keep_lowest else -scores",
+        "-scores if self.keep_lowest else scores",
+        "a budget of the wrong end",
+    ),
+    Mutant("selection/_budget.py", "jnp.asarray(step) < self.after_step", "False", "a budget before its first step"),
 ]

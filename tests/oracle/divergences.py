@@ -118,6 +118,28 @@ def decoupled_kl(zq, zp, label):
     return a + b, da + db
 
 
+def teacher_top_k(zq, zp, k, tail=True, reverse=False):
+    """By sorting: the teacher's k first tokens and one bucket for the rest, or the k first alone, renormalised."""
+    q, p = softmax(zq), softmax(zp)
+    kth = np.sort(p)[::-1][min(k, len(p)) - 1]
+    head = p >= kth  # those as likely as the k-th belong to it
+
+    def buckets(d):
+        return np.append(d[head], d[~head].sum()) if tail else d[head] / d[head].sum()
+
+    a, b = buckets(q), buckets(p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.where(a > 0, np.log(a / b) + 1, 0) if reverse else np.where(a > 0, -b / a, 0)
+    value = kl(a, b) if reverse else kl(b, a)
+    g = np.zeros(len(q))
+    if tail:
+        g[head], g[~head] = slopes[:-1], slopes[-1]
+        return value, chain(q, g)
+    gradient = np.zeros(len(q))
+    gradient[head] = chain(a, slopes)
+    return value, gradient
+
+
 def cross_entropy(zq, zp, label):
     q = softmax(zq)
     return float(-np.log(q[label])), q - (np.arange(len(q)) == label)

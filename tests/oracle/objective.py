@@ -3,8 +3,12 @@
 import numpy as np
 
 
-def objective(divergence, acceptance, mask, uniforms, floor, normalizer):
-    """All arguments [B, T]. Returns a dictionary of sums; the loss is sums["loss"] / sums["count"]."""
+def objective(divergence, acceptance, mask, uniforms, floor, normalizer, rejected=None):
+    """All arguments [B, T], `rejected` the divergence of rejected tokens, if it is another.
+
+    Returns a dictionary of sums; the loss is sums["loss"] / sums["count"].
+    """
+    rejected = divergence if rejected is None else rejected
     sequence_means, all_terms, weights, divergences, accepted_all, fractions = [], [], [], [], [], []
     for b in range(len(mask)):
         terms, accepted_here = [], []
@@ -13,7 +17,7 @@ def objective(divergence, acceptance, mask, uniforms, floor, normalizer):
                 continue
             accepted = acceptance[b][t] if uniforms is None else float(uniforms[b][t] < acceptance[b][t])
             weight = floor + (1 - floor) * accepted
-            terms.append(weight * divergence[b][t])
+            terms.append(accepted * divergence[b][t] + floor * (1 - accepted) * rejected[b][t])
             weights.append(weight)
             divergences.append(divergence[b][t])
             accepted_here.append(accepted)

@@ -25,3 +25,16 @@ def label_in_top_k(zp, label, k):
     """Among the first k of a stable sort by falling logit, and not excluded."""
     zp = np.asarray(zp, np.float64)
     return float(label in np.argsort(-zp, kind="stable")[:k] and zp[label] > -np.inf)
+
+
+def spec_label(zq, zp, label):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q, p = softmax(zq)[label], softmax(zp)[label]
+        return 0.0 if p == 0 else min(1.0, p / q)
+
+
+def nucleus(zq, zp, tau):
+    """By a stable sort: the proposal's place among tokens of falling probability, and the mass before it."""
+    order = np.argsort(-np.asarray(zp, np.float64), kind="stable")
+    place = int(np.flatnonzero(order == int(np.argmax(np.asarray(zq, np.float64))))[0])
+    return float(softmax(zp)[order[:place]].sum() < tau and zp[order[place]] > -np.inf)

@@ -13,10 +13,12 @@ from oracle import divergences as distances
 from oracle import verifiers as oracle
 
 from selecttkd_jax import losses, selection
+from selecttkd_jax._errors import InputError
 
 VERIFIERS = {
     **{f"greedy-{k}": (partial(selection.greedy_top_k, k=k), partial(oracle.greedy_top_k, k=k)) for k in (1, 5, 10)},
     **{f"spec-{k}": (partial(selection.spec_k, k=k), partial(oracle.spec_k, k=k)) for k in (1, 5, 10)},
+    "nucleus": (partial(selection.nucleus, tau=0.8), partial(oracle.nucleus, tau=0.8)),
     "hellinger": (selection.hellinger, lambda q, p: distances.hellinger(q, p)[0]),
     "hellinger_gate": (partial(selection.hellinger_gate, tau=0.4), partial(oracle.hellinger_gate, tau=0.4)),
     "teacher entropy": (
@@ -73,6 +75,46 @@ def test_plain_and_vmap_agree_with_jit_and_nothing_is_differentiated(name):
     assert all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
+def test_the_token_of_the_text_passes_as_a_speculative_sample_does():
+    student, teacher = logits_pair(40, 64, seed=12)
+    labels = np.random.default_rng(12).integers(0, 64, 40).astype(np.int32)
+    wanted = [oracle.spec_label(*pair) for pair in zip(student, teacher, labels, strict=True)]
+    np.testing.assert_allclose(selection.spec_label(student, teacher, labels), wanted, rtol=1e-5)
+    assert 0 < np.mean(wanted) < 1
+    # Over the student's own tokens that is Spec-k with k = 1.
+    every = jnp.arange(64, dtype=jnp.int32)
+    by_token = selection.spec_label(*(jnp.broadcast_to(z[:1], (64, 64)) for z in (student, teacher)), every)
+    mean = jnp.sum(jax.nn.softmax(student[0]) * by_token)
+    np.testing.assert_allclose(mean, selection.spec_k(student[0], teacher[0], k=1), rtol=1e-5)
+    excluded = jnp.array([0.0, -jnp.inf, 0.0])
+    for q, p, label, acceptance in (
+        (excluded, excluded, 1, 0),
+        (excluded, jnp.zeros(3), 1, 1),
+        (excluded, excluded, -1, 0),
+    ):
+        assert selection.spec_label(q, p, jnp.array(label)) == acceptance
+
+
+def test_a_nucleus_follows_the_teacher():
+    teacher = jnp.log(jnp.array([0.6, 0.3, 0.1, 0.0]))
+    every_proposal = 9.0 * jnp.eye(4)
+    for tau, wanted in ((0.01, [1, 0, 0, 0]), (0.65, [1, 1, 0, 0]), (0.95, [1, 1, 1, 0]), (1.0, [1, 1, 1, 0])):
+        found = selection.nucleus(every_proposal, jnp.broadcast_to(teacher, (4, 4)), tau=tau)
+        np.testing.assert_array_equal(found, wanted, err_msg=str(tau))
+    with pytest.raises(InputError, match="tau must be above 0, got 0.0: at 0 nothing passes"):
+        selection.nucleus(teacher, teacher, tau=0.0)
+
+
+def test_a_k_for_each_position():
+    student, teacher = logits_pair(6, 17, seed=13)
+    k = np.array([1, 2, 3, 5, 8, 17])
+    labels = jnp.arange(6, dtype=jnp.int32)
+    for verifier in (selection.greedy_top_k, selection.spec_k, partial(selection.label_in_top_k, labels=labels)):
+        together = verifier(student, teacher, k=jnp.asarray(k, jnp.int32))
+        alone = [verifier(student, teacher, k=int(one))[i] for i, one in enumerate(k)]
+        np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-6)
+
+
 def test_greedy_by_hand():
     teacher = jnp.array([4.0, 3.0, 2.0, 1.0])
     for token, rank in enumerate(range(4)):
@@ -127,6 +169,8 @@ READS_BOTH = {
     "sampling": partial(selection.spec_k_by_sampling, key=jax.random.key(0)),
     "hellinger": selection.hellinger,
     "gate": partial(selection.hellinger_gate, tau=1.0),
+    "nucleus": selection.nucleus,
+    "spec label": lambda q, p: selection.spec_label(q, p, jnp.zeros(q.shape[:-1], jnp.int32)),
 }
 READS_TEACHER = {
     "entropy": partial(selection.entropy_gate, threshold=9.0),
