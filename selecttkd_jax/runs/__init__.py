@@ -5,6 +5,7 @@ from selecttkd_jax.runs._evaluate import evaluate
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
+from selecttkd_jax.runs._prune import Choice, choose_layers, layer_influence, pruning_cost, read_calibration
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds
 from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
@@ -19,6 +20,11 @@ from selecttkd_jax.runs._toml import config_from_dict, config_to_dict, load_conf
 from selecttkd_jax.runs._train import Run, train
 
 __all__ = [
+    "read_calibration",
+    "pruning_cost",
+    "layer_influence",
+    "choose_layers",
+    "Choice",
     "Hosts",
     "LoggingConfig",
     "ModelsConfig",
