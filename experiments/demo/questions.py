@@ -1,5 +1,8 @@
 """Questions for the demo's models, none of them in their training data, and a plain rule that judges the answers.
 
+Of 28 candidates, twelve to which the teacher, of 135 M parameters in four bits, has an answer; they were chosen before
+a student had been asked.
+
 An answer is `broken` where it is empty, not words, or says the same over and over. Otherwise it is `right` where it
 holds what is asked for, and `wrong` where it does not; for a question without one answer that is any of some words
 that an answer to it can hardly do without. The rule reads no further: an answer that is right in its first sentence may
@@ -10,17 +13,17 @@ import re
 
 QUESTIONS = {
     "What is the capital of France?": "Paris",
+    "How many days are in a week?": "7|seven",
     "What color is the sky on a clear day?": "blue",
-    "Who wrote Romeo and Juliet?": "Shakespeare",
-    "What is the largest planet in our solar system?": "Jupiter",
     "What is the opposite of hot?": "cold|cool",
     "What is the capital of Japan?": "Tokyo",
-    "How many legs does a spider have?": "eight|8",
+    "What is the chemical formula of water?": "H2O|H₂O",
+    "Write one sentence about a dog.": r"\bdogs?\b",
+    "Name three fruits.": "apple|banana|orange|grape|berr|mango|peach|pear|lemon",
+    "Describe the ocean in one sentence.": "ocean|sea|water",
     "Why should I drink water every day?": "hydrat|health|body",
     "Give me three tips for staying healthy.": "sleep|exercise|eat|diet|hydrated",
-    "How do I make a cup of tea?": "tea.*(water|cup)|(water|cup).*tea",
     "What is a computer?": "machine|device|system|tool|program|electronic",
-    "What are the benefits of reading books?": "knowledge|learn|vocabulary|understand|imagin|stress|mind",
 }
 """Each question, and what an answer to it has to match."""
 
@@ -37,7 +40,7 @@ def judge(question: str, answer: str) -> str:
     words = re.findall(r"[a-z']+|\d+", answer.lower())
     letters = sum(map(len, words)) / max(len(answer.replace(" ", "")), 1)
     longest = max(map(len, words), default=0)
-    if not words or letters < 0.7 or longest > 24 or _share_of_new(words) < REPEATED:
+    if not words or letters < 0.5 or longest > 24 or _share_of_new(words) < REPEATED:
         return "broken"
     return "right" if re.search(QUESTIONS[question], answer, re.IGNORECASE | re.DOTALL) else "wrong"
 
