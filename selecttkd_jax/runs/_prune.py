@@ -39,7 +39,7 @@ def choose_layers(
     rows: data.Rows | None = None,
     *,
     vocab_size: int | None = None,
-    on_drop: Callable[[models.Drop], None] | None = None,
+    on_drop: Callable[[models.Drop], None] = lambda drop: None,
 ) -> Choice:
     """Chooses which of a model's layers to keep.
 
@@ -67,7 +67,7 @@ def choose_layers(
     batch = data.eval_batches(rows, len(rows), int(rows.lengths.max()))[0]
     if rule == "influence":
         drops = models.drop_least(keep_count, layer_influence(pretrained, batch).tolist())
-        for drop in drops if on_drop is not None else ():
+        for drop in drops:
             on_drop(drop)
         return Choice(models.kept_layers(num_layers, drops), drops)
     with progress_bar("trying layers") as advance:
@@ -76,7 +76,7 @@ def choose_layers(
             drops = models.drop_greedily(num_layers, keep_count, cost, on_drop)
         else:
             drops = models.drop_block(num_layers, keep_count, cost)
-            for drop in drops if on_drop is not None else ():
+            for drop in drops:
                 on_drop(drop)
     return Choice(models.kept_layers(num_layers, drops), drops)
 
