@@ -8,6 +8,7 @@ Writes:    docs/demo_curves.png, docs/demo_positions.png and docs/demo_row.png, 
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def main() -> None:
     for light in plotting.plot_run(config.output)[:2]:
         shutil.copyfile(light, DOCS / light.name.replace("curves", "demo_curves"))
 
-    rows, _ = runs.read_calibration(config.data, str(config.models.teacher), config.data.held_out_rows)
+    held_out = replace(config.data, train=str(config.data.held_out))
+    rows, _ = runs.read_calibration(held_out, str(config.models.teacher), config.data.held_out_rows)
     by_place: dict[str, dict[int, float]] = {}
     for name, student in (("pruned", config.models.student), ("distilled", f"{config.output}/student")):
         verdicts = list(verify(config, student, rows))
@@ -44,7 +46,7 @@ def main() -> None:
     plotting.plot_positions(DOCS / "demo_positions.png", by_place, title=title)
 
     decode = partial(data.load_tokenizer(str(config.models.teacher)).decode, clean_up_tokenization_spaces=False)
-    records = data.read_records(str(config.data.held_out))
+    records = data.read_records(held_out.train)
     plotting.plot_verdicts(
         DOCS / "demo_row.png",
         evaluation.split_text(decode, rows.tokens[ROW][rows.response[ROW]].tolist()),

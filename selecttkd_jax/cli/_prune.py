@@ -34,7 +34,7 @@ class Prune:
     """Rows with responses to measure on, in the forms of [data] train: best some of the student's training rows."""
     rows: int = 8
     """How many rows of the file to measure on, from its beginning."""
-    columns: tuple[str, ...] | None = None
+    columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None
     """Names of the prompt and response columns in raw data, for example: question answer."""
     template: Literal["chat", "plain"] = "chat"
     """Chat template, or prompt + response as they are."""
