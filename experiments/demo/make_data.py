@@ -56,7 +56,7 @@ def main(model_directory: str) -> None:
             "prompt": record.prompt[0]["content"],
             "completion": completion if ended else whole_sentences(completion),
         }
-        if row["completion"]:
+        if row["completion"] and not runs_in_circles(completion):
             rows.append(row if ended else {**row, "cut": True})
     random.Random(SEED).shuffle(rows)
     for name, part in (("held_out", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):

@@ -2,6 +2,6 @@
 
 from selecttkd_jax.metrics._events import EVENTS_FILE, Event, EventLog
 from selecttkd_jax.metrics._rows import Row, read_metrics, rows_until
-from selecttkd_jax.metrics._writers import MetricsWriter
+from selecttkd_jax.metrics._writers import MetricsWriter, read_samples
 
-__all__ = ["EVENTS_FILE", "Event", "EventLog", "MetricsWriter", "Row", "read_metrics", "rows_until"]
+__all__ = ["EVENTS_FILE", "Event", "EventLog", "MetricsWriter", "Row", "read_metrics", "read_samples", "rows_until"]

@@ -46,7 +46,7 @@ class MetricsWriter:
             return
         self._rewrite()
         if self._samples.exists():
-            samples = [one for one in _read_samples(self._samples) if one.get("step", 0) <= resume_step]
+            samples = [one for one in read_samples(self._samples) if one.get("step", 0) <= resume_step]
             write_file(self._samples, _as_lines(samples))
         self._tensorboard = _tensorboard_writer(directory, resume_step)
         self._wandb = _wandb_run(directory, wandb_project)
@@ -143,7 +143,8 @@ def _as_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
-def _read_samples(path: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Reads `samples.jsonl`; a last line that is being written, or was torn by a kill, is left out."""
     # A text may hold what str.splitlines takes for an end of line.
     return [one for source, line in read_lines(path) if isinstance(one := parse_json(line, source), dict)]
 

@@ -8,6 +8,15 @@ from selecttkd_jax.models._cache import KVCache, init_cache
 from selecttkd_jax.models._config import DecoderConfig, RotaryConfig
 from selecttkd_jax.models._decoder import REMATS, count_params, forward, head, head_logits, init_params, stored_head
 from selecttkd_jax.models._int8 import quantize_int8
+from selecttkd_jax.models._layer_search import (
+    Drop,
+    check_keep_count,
+    count_tries,
+    drop_block,
+    drop_greedily,
+    drop_least,
+    kept_layers,
+)
 from selecttkd_jax.models._lora import LoraConfig, attach_adapters, init_lora, merge_lora
 from selecttkd_jax.models._placement import logical_axes, shardings
 from selecttkd_jax.models._pretrained import Pretrained, logits
@@ -24,6 +33,13 @@ from selecttkd_jax.models.files._new_directory import check_replaceable
 from selecttkd_jax.models.files._peft import load_adapter, save_adapter
 
 __all__ = [
+    "kept_layers",
+    "drop_least",
+    "drop_greedily",
+    "drop_block",
+    "count_tries",
+    "check_keep_count",
+    "Drop",
     "ATTENTIONS",
     "DecoderConfig",
     "KVCache",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
 from selecttkd_jax._errors import check_one_of
@@ -62,7 +62,9 @@ def forward(
     dtype: jnp.dtype | None = None,
     remat: str = "kept",
     attention: str = "xla",
-) -> tuple[HiddenStates, KVCache | None]:
+    keep: Bool[Array, " L"] | None = None,
+    watch: Callable[[HiddenStates, HiddenStates], Any] | None = None,
+) -> tuple[HiddenStates, Any]:
     """Hidden states after the final norm; `head_logits` turns them into logits.
 
     A token attends to the keys of its own segment at its own or an earlier position. Segment 0 is padding: nothing
@@ -84,9 +86,14 @@ def forward(
         attention: How attention is computed where no cache is given: by the plain products (`xla`), or by a kernel,
             from `choose_attention`. A kernel serves rows that are one text from their first slot on (`cudnn`), or
             several (`splash`), with padding behind, and gives NaN for any other.
+        keep: True for each layer that takes part; another one is skipped, and the residual stream passes it unchanged.
+            Which ones are kept is data: no other choice compiles anew. None keeps all. Not with a cache.
+        watch: What is asked of the residual stream before and behind each layer, `f(before, after)` of `[B, T, D]`.
+            Not with a cache.
 
     Returns:
-        Hidden states `[B, T, D]` and the cache with the new tokens, or None where none was given.
+        Hidden states `[B, T, D]`, and the cache with the new tokens where one was given, `watch`'s answers stacked to
+        `[L, ...]` where it was, or None.
     """
     # What all layers share: embedded tokens, rotary tables, and which token attends to which key.
     dtype = params["embedding"].dtype if dtype is None else dtype
@@ -127,9 +134,18 @@ def forward(
         return _final_norm(config, params, hidden), KVCache(keys=tuple(keys), values=tuple(values))
 
     # One layer, scanned over the stacked parameters.
-    scanned = _rematerialize(lambda hidden, xs: layer(hidden, *xs), remat)
-    hidden, _ = jax.lax.scan(scanned, hidden, (params["layers"], params.get("adapters", {})))
-    return _final_norm(config, params, hidden), None
+    one_layer = _rematerialize(lambda hidden, xs: layer(hidden, *xs)[0], remat)
+
+    def visit(hidden, xs):
+        kept, of_layer = xs
+        if kept is None:
+            after = one_layer(hidden, of_layer)
+        else:
+            after = jax.lax.cond(kept, one_layer, lambda hidden, _: hidden, hidden, of_layer)
+        return after, None if watch is None else watch(hidden, after)
+
+    hidden, watched = jax.lax.scan(visit, hidden, (keep, (params["layers"], params.get("adapters", {}))))
+    return _final_norm(config, params, hidden), watched
 
 
 def _rematerialize(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:

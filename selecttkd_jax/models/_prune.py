@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax._errors import InputError
+from selecttkd_jax.models._layer_search import check_keep_count
 from selecttkd_jax.models._pretrained import Pretrained
 
 
@@ -17,8 +18,7 @@ def evenly_spaced_layers(num_layers: int, keep_count: int) -> tuple[int, ...]:
         >>> evenly_spaced_layers(7, 4)
         (0, 2, 4, 6)
     """
-    if not 1 <= keep_count <= num_layers:
-        raise InputError(f"the number of layers to keep must be between 1 and {num_layers}, got {keep_count}")
+    check_keep_count(num_layers, keep_count)
     if keep_count == 1:
         return (0,)
     return tuple(round(index * (num_layers - 1) / (keep_count - 1)) for index in range(keep_count))

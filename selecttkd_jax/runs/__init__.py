@@ -6,6 +6,7 @@ from selecttkd_jax.runs._export import export_checkpoint
 from selecttkd_jax.runs._generate import generate
 from selecttkd_jax.runs._hosts import Hosts, join_hosts
 from selecttkd_jax.runs._prepare import check_room
+from selecttkd_jax.runs._prune import Choice, choose_layers, layer_influence, pruning_cost, read_calibration
 from selecttkd_jax.runs._push import push
 from selecttkd_jax.runs._saved import is_run, open_run
 from selecttkd_jax.runs._sections import alternatives, is_required, options_of, section_kinds, table_kind
@@ -22,6 +23,11 @@ from selecttkd_jax.runs._toml import config_from_dict, config_to_dict, load_conf
 from selecttkd_jax.runs._train import Run, train
 
 __all__ = [
+    "read_calibration",
+    "pruning_cost",
+    "layer_influence",
+    "choose_layers",
+    "Choice",
     "Hosts",
     "LoggingConfig",
     "ModelsConfig",

@@ -53,7 +53,6 @@ def clean_output(directory: Path) -> None:
     names = ("student", "adapter", "config.toml", "metrics.jsonl", "metrics.csv", "samples.jsonl")
     for name in names:
         sweep(directory / name)
-    sweep(directory / "plots" / "curves.png")
     checkpoints = directory / "checkpoints"
     for left in checkpoints.glob("step_*.orbax-checkpoint-tmp*"):
         shutil.rmtree(left, ignore_errors=True)

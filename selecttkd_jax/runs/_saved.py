@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.toml"
 # Section and option, and where an option holds several, which; the names that lead to a value.
-Place = tuple[str | int, ...]
+Place = tuple[Any, ...]
 # What does not exist here is a name on the hub, and stays one.
 _INPUTS: tuple[Place, ...] = (
     ("models", "teacher"),

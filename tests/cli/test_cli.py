@@ -195,6 +195,25 @@ def test_prune_and_evaluate_and_generate_from_the_command_line(run_files, capsys
     assert "has 8" in refused(capsys, *words[:-2], "--mesh.tensor", "16")
 
 
+def test_prune_by_cost_says_what_each_drop_costs_and_what_it_lacks(run_files, capsys):
+    teacher, rows = run_files / "tiny" / "teacher", run_files / "tiny" / "rows.jsonl"
+    out = run_files / "pruned"
+    words = ["prune", str(teacher), str(out), "--columns", "question", "answer", "--calibration", str(rows)]
+    assert main([*words, "--keep", "1", "--by", "kl", "--rows", "3", "--max-length", "48"]) == 0
+    *drops, last = capsys.readouterr().out.splitlines()
+    assert [line.startswith("without layer ") and "KL(full || pruned)" in line for line in drops] == [True, True]
+    assert "of 3" in last and json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
+    assert "give --calibration FILE" in refused(capsys, "prune", teacher, out, "--keep", "1", "--by", "block")
+    assert "between 1 and 3, got 4" in refused(capsys, *words, "--keep", "4", "--by", "kl")
+    assert "between 1 and 3, got 0" in refused(capsys, *words, "--keep", "0", "--by", "influence")
+    assert "name one of them" in refused(capsys, *words, "--keep", "2")
+    assert "leave one out" in refused(capsys, *words, "--layers", "0", "--by", "kl")
+    assert "--rows must be at least 1" in refused(capsys, *words, "--keep", "1", "--by", "kl", "--rows", "0")
+    rows.write_text('{"prompt": "the cat"}\n')
+    alone = ["--calibration", rows, "--keep", "1", "--by", "kl"]
+    assert "no row with a response" in refused(capsys, "prune", teacher, out, *alone)
+
+
 def test_prune_refuses_to_replace_its_own_source(run_files, capsys, monkeypatch):
     monkeypatch.chdir(run_files / "tiny")
     before = (run_files / "tiny" / "teacher" / "model.safetensors").read_bytes()

@@ -126,5 +126,5 @@ def test_plot_needs_a_run_with_steps(tmp_path):
     with pytest.raises(InputError, match="is empty"):
         plot_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "held_out/kl": 2.0}\n{"step": 1, "loss": 1.0, "tar": 0.5}\n')
-    (path,) = plot_run(tmp_path)
-    assert path.read_bytes()[:4] == b"\x89PNG"
+    light, dark = plot_run(tmp_path)
+    assert light.read_bytes()[:4] == dark.read_bytes()[:4] == b"\x89PNG"
