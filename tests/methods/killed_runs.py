@@ -27,7 +27,7 @@ for config in sys.argv[1:]:
 # The call in whose midst a run dies. `epochs` writes an epoch's text in two calls; others step by step.
 PLACES = {"writing": "write_answers", "learning": "place_batch"}
 CALLS = {(name, place): 5 for name in METHODS for place in PLACES}
-CALLS |= {("rounds", "writing"): 3, ("epochs", "writing"): 4}
+CALLS |= {(name, "writing"): 3 for name in ("rounds", "minillm", "distillm")} | {("epochs", "writing"): 4}
 
 
 def run(code, *words):

@@ -91,6 +91,35 @@ def test_the_text_is_what_generate_writes_with_the_same_keys(mesh, role):
     assert max(max(answer) for answer in expected) < 40
 
 
+def test_other_prompts_weights_and_choices_compile_nothing():
+    """Fewer slots than rows, so that they are refilled; a shorter longest prompt has the shapes of the run's."""
+    config = models.DecoderConfig(44, 16, 24, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, init_scale=0.3)
+    mesh, sampling, compiled = make_mesh(MeshConfig()), Sampling(max_new_tokens=6), []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    def write(seed, chosen, slots=2):
+        pair = Pair(student=config, teacher=None, vocab_size=40)
+        rewrite = Writers(mesh, pair, Frozen(), STOPS, longest_prompt=40, slots=slots)("student", sampling)
+        state = SimpleNamespace(params=models.init_params(config, jax.random.key(seed)))
+        keys = jax.random.split(jax.random.key(seed), 4)
+        with jax.set_mesh(mesh):
+            return rewrite(state, batch_of(make_rows(seed=seed)), np.array(chosen), keys)
+
+    write(0, [True] * 4)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        found = write(1, [True, False, True, True])
+        assert compiled == []
+        several = write(1, [True, False, True, True], slots=4)
+        assert compiled, "what is counted is not what is compiled"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    jax.tree.map(np.testing.assert_array_equal, found, several)
+
+
 def test_ids_that_pad_the_head_are_never_written():
     config = models.DecoderConfig(44, 16, 24, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, init_scale=0.01)
     params = models.init_params(config, jax.random.key(0))
