@@ -78,7 +78,7 @@ def as_file(path, name, config):
         items = "\n".join(f"- [{one.name}]({one.name})" for one in linked(path))
         return File.generated(config, name, content=f"# {path.relative_to(ROOT)}\n\n{items}\n")
     if path.suffix in SHOWN:
-        head = f"---\nsearch:\n  exclude: true\n---\n\n# {path.relative_to(ROOT)}\n\n"
+        head = f"---\nhide: [toc]\nsearch: {{exclude: true}}\n---\n\n# {path.relative_to(ROOT)}\n\n"
         body = f"~~~~{SHOWN[path.suffix]}\n{path.read_text()}\n~~~~\n"
         return File.generated(config, name, content=head + body)
     return File.generated(config, name, abs_src_path=str(path))
