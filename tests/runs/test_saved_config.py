@@ -82,11 +82,13 @@ def test_a_project_that_moved_keeps_its_run(saved, tmp_path, monkeypatch):
 
 
 def test_a_run_that_moved_alone_finds_what_stayed(saved, tmp_path):
-    root, _ = saved
+    root, config = saved
     (root / "run").rename(tmp_path / "elsewhere")
     opened = runs.open_run(tmp_path / "elsewhere")
     assert opened.models.teacher == str(root / "teacher")
     _identity.check_output(opened, tmp_path / "elsewhere")
+    # The old command with the new output, from the folder of the models, by their short names.
+    _identity.check_output(replace(config, output=str(tmp_path / "elsewhere")), tmp_path / "elsewhere")
 
 
 def test_names_on_the_hub_stay_names(tmp_path):
