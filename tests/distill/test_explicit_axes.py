@@ -28,6 +28,7 @@ DIVERGENCES = {
     "total_variation": losses.total_variation,
     "hellinger": losses.hellinger,
     "soft_cross_entropy": losses.soft_cross_entropy,
+    "teacher_top_k_kl": partial(losses.teacher_top_k_kl, k=5),
 }
 WITH_LABELS = {
     "cross_entropy": lambda q, p, labels: losses.cross_entropy(q, labels),
@@ -40,6 +41,7 @@ VERIFIERS = {
     "accept_all": selection.accept_all,
     "greedy_top_k": partial(selection.greedy_top_k, k=5),
     "spec_k": partial(selection.spec_k, k=2),
+    "nucleus": partial(selection.nucleus, tau=0.7),
     "hellinger": selection.hellinger,
     "hellinger_gate": partial(selection.hellinger_gate, tau=0.6),
     "entropy_gate": partial(selection.entropy_gate, threshold=2.0),

@@ -22,8 +22,18 @@ ROOT = Path(__file__).parents[2]
 # The files of a room that are run before its others: they are quick, and hold most.
 QUICK = {
     "losses": ("small_differences", "gradient_formulas", "bad_input"),
-    "selection": ("verifiers", "ranking", "rates"),
-    "distill": ("vocabulary", "two_stream", "objective_identity", "objective", "fused_head", "fused_head_mesh"),
+    "selection": ("verifiers", "ranking", "budget", "rates"),
+    "distill": (
+        "vocabulary",
+        "two_stream",
+        "objective_identity",
+        "schedules",
+        "shadows",
+        "rejected",
+        "objective",
+        "fused_head",
+        "fused_head_mesh",
+    ),
 }
 
 
