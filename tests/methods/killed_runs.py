@@ -11,8 +11,8 @@ import sys
 
 import pytest
 from methods.test_writing import COUNTS, KILLED, METHODS, environment_of, read_rows, under
-
 from runs import tiny_run
+
 from selecttkd_jax.runs import save_config
 
 # Whole runs, one after the other.

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import tiny_run
 from runs.tiny_run import with_output
 
-from runs import tiny_run
 from selecttkd_jax import models, runs
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.generation import Sampling

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from data.small_tokenizers import build_tokenizer
-
 from runs import tiny_run
+
 from selecttkd_jax import data, runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import tiny_run
 from runs.tiny_run import with_output
 from safetensors.numpy import load_file, save_file
 
-from runs import tiny_run
 from selecttkd_jax import models, runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.runs import _prepare, config_from_dict, config_to_dict

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from runs import tiny_run
+
 from selecttkd_jax import models
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import ObjectiveConfig

@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import pytest
 from generation.scripted_server import complete, serving
+from runs import tiny_run
 from runs.tiny_run import with_output
 
-from runs import tiny_run
 from selecttkd_jax import data, models, runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import ObjectiveConfig

@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-
 from runs import tiny_run
+
 from selecttkd_jax import data, generation, models, runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import ObjectiveConfig
