@@ -1,7 +1,7 @@
 """Whether the demo's student says what it is shown to say: several seeds, twelve questions, a stated rule.
 
 Command:   python experiments/demo/judge.py [--seeds 0 1 2]
-Needs:     two CPU cores, 6 GB of memory
+Needs:     two CPU cores, 7 GB of memory
 Does:      Trains the demo's student with each seed (the order of the rows; the pruned student is the same) and asks
            teacher and students the questions of questions.py. A run that stands finished is not trained anew.
 Writes:    runs/demo; experiments/results/demo.csv, a line a model with its held-out numbers and its right, wrong and

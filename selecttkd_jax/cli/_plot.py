@@ -9,7 +9,11 @@ import tyro
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw divergence, held-out KL and token acceptance rate of a run as PNG."""
+    """Draw a run as PNG, for light and for dark pages.
+
+    Held-out KL, divergence and token acceptance rate over the steps; where a model wrote while it trained, also
+    acceptance by place in the response, and the newest sample's tokens by verdict.
+    """
 
     run_directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's directory."""
