@@ -44,7 +44,7 @@ from bench_core import describe
 from selecttkd_jax import data, distill, losses, models, planning, runs, selection
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.generation._decode import Decoder, insert, make_slots, run
-from selecttkd_jax.models._attention import attend, attend_by_kernel
+from selecttkd_jax.models._attention import KernelRows, attend, attend_by_kernel
 from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Frozen, OneStream, OptimizerConfig, Pair, init_state, make_optimizer, make_train_step
 
@@ -478,7 +478,8 @@ def moved_bytes(text: str, least: int) -> int:
 def attend_by_cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
     """Attention over rows of one text each, by cuDNN."""
     rows, length = queries.shape[:2]
-    return attend_by_kernel(queries, keys, values, jnp.ones((rows, length), int), jnp.ones(rows, bool), "cudnn")
+    one_text = KernelRows(jnp.ones((rows, length), int), served=jnp.ones(rows, bool))
+    return attend_by_kernel(queries, keys, values, one_text, "cudnn")
 
 
 def step(check: Check) -> None:

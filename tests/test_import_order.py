@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "selecttkd_jax"
 ROOMS = [
-    *("_errors", "_outside_files", "_extras", "_checks", "_array_types", "_mesh_axes", "compilation"),
+    *("_errors", "_outside_files", "_extras", "_checks", "_array_types", "_mesh_axes", "_packed_rows", "compilation"),
     *("losses", "selection", "distill"),
     *("sharding", "models", "data", "generation", "metrics", "plotting", "progress", "training", "sources", "methods"),
     *("evaluation", "runs", "planning", "cli", "__main__"),

@@ -79,15 +79,16 @@ def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
         InputError: One was asked for that cannot serve.
     """
     decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
-    platform, tensor = mesh.devices.flat[0].platform, mesh.shape["tensor"]
+    device = mesh.devices.flat[0]
     attention, why = models.choose_attention(
         config.models.attention,
-        platform,
+        device.platform,
         pair.dtype,
         *decoders,
-        tensor=tensor,
+        tensor=mesh.shape["tensor"],
         packed=config.data.packing,
         length=config.data.max_length,
+        capability=getattr(device, "compute_capability", None),  # only GPUs have one
     )
     logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
     return dataclasses.replace(pair, attention=attention)
