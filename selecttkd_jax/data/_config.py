@@ -8,6 +8,7 @@ from typing import Any
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 
 TEMPLATES = ("chat", "plain")
+PACKINGS = ("auto", "rows", "sequences", "off")
 # What chat templates that write the date are told, without another one. It is no clock's: the same configuration gives
 # the same rows on every day and every host. (Llama 3's template falls back to this date, too.)
 RUN_DATE = "2024-07-26"
@@ -41,12 +42,15 @@ class DataConfig:
     max_length: int = 512
     """Tokens in a row, prompt included; longer responses are cut at their end."""
     batch_size: int = 8
-    """Rows in a batch, over all devices and micro-batches; where stored rows are packed, sequences of max_length."""
+    """Rows in a batch, over all devices and micro-batches; sequences where packing fills them."""
     cache: str | None = None
     """Folder in which tokenised rows are kept for the next start; off: nowhere. Left out: the user's cache directory,
     for data of 1 MiB and more."""
-    packing: bool = False
-    """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
+    packing: str = "auto"
+    """Whether several rows share a sequence. rows: those of a batch, which then takes fewer sequences, and steps learn
+    what they learn with off. sequences: every sequence of a batch is filled, so that a step learns from more rows; for
+    methods that learn from the data's responses alone. auto: rows on an accelerator whose attention kernel serves them,
+    else off."""
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -54,6 +58,7 @@ class DataConfig:
         if self.cache == "":
             raise InputError('data.cache is empty: name a folder, or "off" to keep no rows')
         check_one_of("data.template", self.template, TEMPLATES)
+        check_one_of("data.packing", self.packing, PACKINGS)
         if self.columns is not None and len(self.columns) not in (2, 3):
             raise InputError(f"data.columns must name two or three columns, got {', '.join(self.columns) or 'none'}")
         try:

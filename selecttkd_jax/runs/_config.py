@@ -109,6 +109,11 @@ class RunConfig:
                 f"models.student_dtype = {self.models.student_dtype} is for frozen weights; without a [lora] section "
                 "all weights are trained, in float32"
             )
+        if self.data.packing == "sequences" and not self.reads_one_stream():
+            raise InputError(
+                f"data.packing = sequences fills them from the data's responses before a run begins, and method "
+                f"{self.method.name} learns from more than those: take rows"
+            )
         if self.data.batch_size % self.training.micro_batches:
             raise InputError(
                 f"training.micro_batches must divide data.batch_size, {self.data.batch_size}; "

@@ -10,7 +10,7 @@ from selecttkd_jax.runs._evaluators import make_held_out
 from selecttkd_jax.runs._identity import agreed_facts, describe_ingredients
 from selecttkd_jax.runs._load import load_teacher
 from selecttkd_jax.runs._prepare import check_context, check_models, read_held_out, tell_rows, tokenize
-from selecttkd_jax.runs._specs import choose_attention, model_shardings
+from selecttkd_jax.runs._specs import choose_attention, choose_packing, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh
 from selecttkd_jax.training import Frozen
 
@@ -22,7 +22,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     config = config.on_platform(mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         pair, tokenizer, stops = check_models(config)
-        pair = choose_attention(config, pair, mesh)
+        pair = choose_attention(choose_packing(config, pair, mesh), pair, mesh)
         student_shardings, teacher_shardings = model_shardings(mesh, config, pair)
         rows = tokenize(config.data, read_held_out(config.data), tokenizer, stops)
         tell_rows(rows, "held-out rows")

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selecttkd_jax import data, generation, models
 from selecttkd_jax._array_types import Params
+from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import BATCH_AXES
 from selecttkd_jax.evaluation import HeldOut, HeldOutProgram, held_out_verifiers
 from selecttkd_jax.generation import Sampling
@@ -72,26 +73,51 @@ def abstract_pair(config: RunConfig) -> Pair:
     )
 
 
+def choose_packing(config: RunConfig, pair: Pair, mesh: Mesh) -> RunConfig:
+    """The configuration with `data.packing` as these devices have it, where it says `auto`.
+
+    Rows share sequences where an attention kernel keeps them apart: scores that are written out cost a long sequence
+    more than its padding.
+    """
+    if config.data.packing != "auto":
+        return config
+    try:
+        attention, _ = _find_attention(config, pair, mesh, packed=True)
+    except InputError:  # what was asked for serves other rows
+        attention = "xla"
+    packing = "off" if attention == "xla" else "rows"
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, packing=packing))
+
+
 def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
     """The pair with the attention that serves both of its models on these devices; the log says which.
+
+    Args:
+        config: From `choose_packing`.
+        pair: The models.
+        mesh: The devices.
 
     Raises:
         InputError: One was asked for that cannot serve.
     """
+    attention, why = _find_attention(config, pair, mesh, packed=config.data.packing != "off")
+    logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
+    return dataclasses.replace(pair, attention=attention)
+
+
+def _find_attention(config: RunConfig, pair: Pair, mesh: Mesh, *, packed: bool) -> tuple[str, str]:
     decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
     device = mesh.devices.flat[0]
-    attention, why = models.choose_attention(
+    return models.choose_attention(
         config.models.attention,
         device.platform,
         pair.dtype,
         *decoders,
         tensor=mesh.shape["tensor"],
-        packed=config.data.packing,
+        packed=packed,
         length=config.data.max_length,
         capability=getattr(device, "compute_capability", None),  # only GPUs have one
     )
-    logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
-    return dataclasses.replace(pair, attention=attention)
 
 
 def build_method(
@@ -116,7 +142,7 @@ def build_method(
         frozen=frozen,
         rollouts=rollouts,
         stored_student=stored_student,
-        packed=config.data.packing,
+        packed=config.data.packing != "off",
     )
     return config.method.build(parts)
 
@@ -150,6 +176,7 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
     Raises:
         InputError: Something does not divide over the mesh.
     """
+    config = choose_packing(config, pair, mesh)
     pair = choose_attention(config, pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     method = build_method(config, pair, mesh)
@@ -159,7 +186,7 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
 
 def specify_evaluation(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[HeldOutProgram, StepSpecs]:
     """The program by which a run evaluates a held-out batch, and its arguments: of the state only `params` is taken."""
-    pair = choose_attention(config, pair, mesh)
+    pair = choose_attention(choose_packing(config, pair, mesh), pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     shapes = data.batch_shapes(config.data.batch_size // config.training.micro_batches, config.data.max_length)
     specs, _ = _arguments(config, pair, mesh, optimizer, shapes)

@@ -22,6 +22,7 @@ from selecttkd_jax.distill import (
 from selecttkd_jax.losses import cross_entropy, soft_cross_entropy
 from selecttkd_jax.selection import accept_all
 from selecttkd_jax.training._diagnosis import find_broken_logits
+from selecttkd_jax.training._draws import draw_uniforms
 from selecttkd_jax.training._pair import Frozen, Pair
 
 ON_CORPUS = Objective(
@@ -89,7 +90,7 @@ class PolicyGradient:
             return jnp.broadcast_to(count / jnp.maximum(tokens, 1.0), mask.shape[:1])
 
         return {
-            "uniforms": None if self.expected else jax.random.uniform(key, mask.shape),
+            "uniforms": None if self.expected else draw_uniforms(key, batch.rows),
             "surrogate": share(tokens),
             "corpus": None if batch.corpus is None else share(jnp.sum(batch.corpus.loss_mask, dtype=jnp.float32)),
         }
