@@ -180,7 +180,8 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
     pair = choose_attention(config, pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     method = build_method(config, pair, mesh)
-    specs, shardings = _arguments(config, pair, mesh, optimizer, method.source.shapes)
+    shapes = _put_together(method.source.shapes) if config.data.packing == "rows" else method.source.shapes
+    specs, shardings = _arguments(config, pair, mesh, optimizer, shapes)
     return make_step(config, method.loss, optimizer, shardings), specs
 
 
@@ -246,6 +247,17 @@ def _arguments(
     by_rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     batch = jax.tree.map(lambda leaf: _placed(leaf, by_rows), shapes)
     return StepSpecs(state=state, frozen=Frozen(teacher=teacher, base=base), batch=batch), shardings
+
+
+def _put_together(shapes: Any) -> Any:
+    """The shapes of batches whose rows share sequences, as many as there may be."""
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, data.Batch):
+            return node
+        return dataclasses.replace(node, unpacked=data.Unpacked(node.input_ids, rows=node.input_ids.shape[0]))
+
+    return jax.tree.map(mark, shapes, is_leaf=lambda node: isinstance(node, data.Batch))
 
 
 def _parameters(decoder: models.DecoderConfig, dtype: str, shardings: Any) -> Params:
