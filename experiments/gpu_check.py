@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -43,7 +44,7 @@ from bench_core import describe
 
 from selecttkd_jax import data, distill, losses, models, planning, runs, selection
 from selecttkd_jax.generation import Decoder, Sampling
-from selecttkd_jax.models._attention import attend, attend_by_kernel
+from selecttkd_jax.models._attention import attend, attend_by_kernel, describe_rows
 from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Frozen, OneStream, OptimizerConfig, Pair, init_state, make_optimizer, make_train_step
 
@@ -251,17 +252,24 @@ def head_errors(dtype: str) -> dict[str, float]:
 
 
 def attention_errors(check: Check, dtype: str) -> dict[str, float]:
-    """Attention over padded rows: softmax(q k^T / sqrt(E)) v, and its gradients."""
+    """Attention over padded and over packed rows: softmax(q k^T / sqrt(E)) v, and its gradients."""
+    alone = errors_on_texts(check, dtype, "attention", [(96,), (48,), (5,)])
+    return alone | errors_on_texts(check, dtype, "packed attention", [(40, 31, 25), (48, 7), (5, 5, 5)])
+
+
+def errors_on_texts(check: Check, dtype: str, what: str, texts: list[tuple[int, ...]]) -> dict[str, float]:
+    """The same for rows that hold these texts."""
     rng = np.random.default_rng(1)
     b, t, h, k, e = 3, 96, 8, 2, 64
-    count = np.array([t, t // 2, 5])
+    numbers = [np.repeat(np.arange(1, len(row) + 1), row) for row in texts]
+    segments = np.stack([np.pad(row, (0, t - len(row))) for row in numbers])
     q, keys, values, weight = (jnp.asarray(rng.standard_normal((b, t, heads, e)), dtype) for heads in (h, k, k, h))
-    real = np.arange(t)[None, :] < count[:, None]
-    mask = np.tril(np.ones((t, t), bool))[None] & real[:, None, :]
+    real = segments != 0
+    mask = np.tril(np.ones((t, t), bool))[None] & (segments[:, None, :] == segments[:, :, None])
     found = {}
     kernels = {"dense": lambda q, k, v: attend(q, k, v, jnp.asarray(mask))}
-    if check.device.platform == "gpu" and dtype == "bfloat16":
-        kernels["cuDNN"] = attend_by_cudnn
+    if dtype == "bfloat16":
+        kernels |= cudnn_kernels(check, jnp.asarray(segments))
 
     # float64: the repeated key heads, one row of scores after the other.
     q64, k64, v64, w64 = (np.asarray(x, np.float64) for x in (q, keys, values, weight))
@@ -284,9 +292,9 @@ def attention_errors(check: Check, dtype: str) -> dict[str, float]:
             return out, pull((weight * real[:, :, None, None]).astype(out.dtype))
 
         out, (dq, dk, dv) = ours(q, keys, values)
-        found[f"attention, {name}"] = relative(np.asarray(out, np.float64) * real[:, :, None, None], right)
+        found[f"{what}, {name}"] = relative(np.asarray(out, np.float64) * real[:, :, None, None], right)
         for gradient, expected, of in ((dq, right_q, "queries"), (dk, right_k, "keys"), (dv, right_v, "values")):
-            found[f"attention, {name}: gradient of {of}"] = relative(gradient, expected)
+            found[f"{what}, {name}: gradient of {of}"] = relative(gradient, expected)
     return found
 
 
@@ -392,8 +400,10 @@ def attention(check: Check) -> None:
         )
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
         kernels = {"dense": lambda q, k, v, mask=mask: attend(q, k, v, mask)}
-        if check.device.platform == "gpu":
-            kernels["cuDNN"] = attend_by_cudnn
+        kernels |= cudnn_kernels(check, jnp.ones((rows, length), int))
+        # The same in four texts a row: a quarter of the scores.
+        quarters = jnp.broadcast_to(1 + jnp.arange(length) * 4 // length, (rows, length))
+        kernels |= {f"{name}, four texts": kernel for name, kernel in cudnn_kernels(check, quarters).items()}
         # Causal: half of the scores; two products forward, five backward.
         rate = check.rate("product bfloat16")
         bound = rate and 7 * tokens * length * h * e / rate / 1e9
@@ -473,10 +483,23 @@ def moved_bytes(text: str, least: int) -> int:
     return sum(size for size in sizes if size >= least)
 
 
-def attend_by_cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """Attention over rows of one text each, by cuDNN."""
-    rows, length = queries.shape[:2]
-    return attend_by_kernel(queries, keys, values, jnp.ones((rows, length), int), jnp.ones(rows, bool), "cudnn")
+def cudnn_kernels(check: Check, segments: jax.Array) -> dict[str, Callable[..., jax.Array]]:
+    """CuDNN's attention over rows of these texts, as far as this device has it; the padding has segment 0."""
+    config = models.DecoderConfig(8, 8, 8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64)
+    capability = getattr(check.device, "compute_capability", None)
+    places = jnp.arange(segments.shape[1])
+    starts = jax.lax.cummax(jnp.where(jnp.diff(segments, axis=1, prepend=0) != 0, places, 0), axis=1)
+    found = {}
+    for packed in (False, True):
+        if not packed and int(segments.max()) > 1:
+            continue
+        options = {"packed": packed, "capability": capability}
+        name, _ = models.choose_attention("auto", check.device.platform, "bfloat16", config, **options)
+        if name.startswith("cudnn"):
+            rows = describe_rows(places - starts, segments, name)
+            label = "cuDNN for packed rows" if packed else "cuDNN"
+            found[label] = partial(attend_by_kernel, rows=rows, attention=name)
+    return found
 
 
 def step(check: Check) -> None:
@@ -507,7 +530,7 @@ def one_step(check: Check, target: planning.Target, scratch: Path, rows: int, le
                 "compute_dtype": dtype,
                 "attention": kernel,
             },
-            "data": {"train": "unused", "max_length": length, "batch_size": rows},
+            "data": {"train": "unused", "max_length": length, "batch_size": rows, "packing": "off"},
             "objective": {"divergence": "reverse_kl", "verifier": "greedy_top_k", "k": 5},
             "training": {"steps": 10},
         },

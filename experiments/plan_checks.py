@@ -11,6 +11,7 @@ The paper's recipe (Qwen2-7B to Qwen2-1.5B, LoRA), and the same with all weights
   selection  accept_all (plain distillation) against greedy_top_k and spec_k: peak memory must not grow by 1 %
 Of one device's step, the least time of its kernels and of the collectives that none of them covers:
   attention  the recipe in two micro-batches on 8 H100, as many tokens in rows of 1,024 to 8,192, with either attention
+  packed     the same with cuDNN's kernel for packed rows, of which it is counted as if each were one text
   step       7B to 1.5B on one H100, 8,192 tokens: beside what results/gpu_check_*.csv measured
   async      the same, plain products, on four TPU v5p chips: without and with `mesh.xla_flags` for asynchronous gathers
 """
@@ -84,7 +85,8 @@ def recipe(name: str) -> RunConfig:
         role: str(HERE / "configs" / "models" / f"{family}-{size}-Instruct")
         for role, size in (("teacher", "7B"), ("student", "1.5B"))
     }
-    return replace(config, models=replace(config.models, **names))
+    data = replace(config.data, packing="off")
+    return replace(config, data=data, models=replace(config.models, **names))
 
 
 def compilations() -> Iterator[tuple[str, str, str, int, RunConfig]]:
@@ -114,6 +116,9 @@ def timed(config: RunConfig) -> Iterator[tuple[str, str, str, int, RunConfig]]:
     for length in (1024, 2048, 4096, 8192):
         for attention in ("xla", "cudnn"):
             yield "attention", "gpu:h100:8", f"{length} {attention}", 28, shaped(config, tokens, length, attention)
+        packed = shaped(config, tokens, length, "cudnn")
+        packed = replace(packed, data=replace(packed.data, packing="sequences"))
+        yield "packed", "gpu:h100:8", f"{length} cudnn", 28, packed
     training = replace(config.training, micro_batches=1)
     objective = replace(config.objective, divergence="reverse_kl", alpha=None, verifier="greedy_top_k")
     alone = replace(config, training=training, objective=objective, mesh=replace(config.mesh, fsdp=1))

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "selecttkd_jax"
 ROOMS = [
     *("_errors", "_signals", "_outside_files", "_new_files", "_extras", "_provenance"),
-    *("_checks", "_array_types", "_mesh_axes", "compilation"),
+    *("_checks", "_array_types", "_mesh_axes", "_packed_rows", "compilation"),
     *("losses", "selection", "distill"),
     *(
         "sharding",

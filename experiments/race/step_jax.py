@@ -38,7 +38,13 @@ def main():
     student = models.from_pretrained(options.directory / "student")
     arrays = np.load(options.directory / "batches.npz")
     batches = [
-        data.Batch(**{field.name: arrays[field.name][number] for field in dataclasses.fields(data.Batch)})
+        data.Batch(
+            **{
+                field.name: arrays[field.name][number]
+                for field in dataclasses.fields(data.Batch)
+                if field.name in arrays
+            }
+        )
         for number in range(len(arrays["input_ids"]))
     ]
     optimizer = training.make_optimizer(

@@ -52,7 +52,9 @@ train_step = training.make_train_step(training.OneStream(pair, objective), optim
 history, seconds = [], []
 for index in range(steps):
     started = time.perf_counter()
-    batch = data.Batch(**{field.name: batches[field.name][index] for field in dataclasses.fields(data.Batch)})
+    batch = data.Batch(
+        **{field.name: batches[field.name][index] for field in dataclasses.fields(data.Batch) if field.name in batches}
+    )
     state, metrics = train_step(state, training.Frozen(teacher.params), batch)
     history.append(float(metrics["sums"].loss / metrics["sums"].count))
     seconds.append(time.perf_counter() - started)

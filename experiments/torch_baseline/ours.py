@@ -54,7 +54,9 @@ def train(teacher: Path, student: Path, batches: Mapping[str, np.ndarray], setti
         return selection.greedy_top_k(*pair.logits(params, teacher_params, batch), k=settings.k)
 
     for step in range(total_steps):
-        batch = data.Batch(**{one.name: batches[one.name][step] for one in dataclasses.fields(data.Batch)})
+        batch = data.Batch(
+            **{one.name: batches[one.name][step] for one in dataclasses.fields(data.Batch) if one.name in batches}
+        )
         record = {"step": step + 1}
         if settings.verifier == "greedy_top_k":
             # The step reports sums alone; each verdict takes another forward pass, before the step and not timed.

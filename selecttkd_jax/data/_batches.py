@@ -20,6 +20,20 @@ PACKED_INTO = "packed into"
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """Where the tokens of rows that share sequences stand in a batch where none does.
+
+    Attributes:
+        places: row * T + slot, counted through all rows of the whole batch; of padding anything; int32 [B, T].
+        rows: How many rows that batch has.
+    """
+
+    places: Any
+    rows: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """A batch of rows, or of sequences in which rows are packed. Padding has id 0, segment 0 and no loss.
 
@@ -29,6 +43,7 @@ class Batch:
         loss_mask: True where `labels` is a token to learn, bool [B, T].
         positions: Of each token in its row, from 0; int32 [B, T].
         segment_ids: The number of a token's row in its sequence, from 1; 0 for padding; int32 [B, T].
+        unpacked: Of a batch whose rows were put together: where its tokens stood. None of any other.
     """
 
     input_ids: Any
@@ -36,6 +51,7 @@ class Batch:
     loss_mask: Any
     positions: Any
     segment_ids: Any
+    unpacked: Unpacked | None = None
 
 
 @jax.tree_util.register_dataclass

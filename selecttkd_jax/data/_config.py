@@ -10,6 +10,7 @@ from typing import Any
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 
 TEMPLATES = ("chat", "plain")
+PACKINGS = ("auto", "rows", "sequences", "off")
 RUN_DATE = "2024-07-26"
 """What chat templates that write the date are told, without another one. It is no clock's: the same configuration gives
 the same rows on every day and every host. (Llama 3's template falls back to this date, too.)"""
@@ -68,21 +69,25 @@ class DataConfig:
     max_length: int = 512
     """Tokens in a row, prompt included; longer responses are cut at their end."""
     batch_size: int = 8
-    """Rows in a batch, over all devices and micro-batches; where stored rows are packed, sequences of max_length."""
+    """Rows in a batch, over all devices and micro-batches; sequences where packing fills them."""
     cache: str | None = None
     """Folder in which tokenised rows are kept for the next start; off: nowhere. Left out: the user's cache directory,
     for data of 1 MiB and more."""
     workers: int | None = None
     """Processes that render and tokenise rows. Left out: one for each core, at most eight, where there are 50,000
     messages or more, and this one alone for less."""
-    packing: bool = False
-    """Put several rows into one sequence, as many as fit. A batch of text that models write takes fewer sequences."""
+    packing: bool | str = "auto"
+    """Whether several rows share a sequence. rows: those of a batch, which then takes fewer sequences, and steps learn
+    what they learn with off. sequences: every sequence of a batch is filled, so that a step learns from more rows; for
+    methods that learn from the data's responses alone. auto: rows on an accelerator whose attention kernel serves them,
+    else off. true: sequences where the method allows them, or else rows; false: off."""
 
     def __post_init__(self) -> None:
         self._check_sources()
         if self.cache == "":
             raise InputError('data.cache is empty: name a folder, or "off" to keep no rows')
         check_one_of("data.template", self.template, TEMPLATES)
+        check_one_of("data.packing", str(self.packing).lower(), (*PACKINGS, "true", "false"))
         check_columns("data.columns", self.columns)
         try:
             datetime.date.fromisoformat(self.date)

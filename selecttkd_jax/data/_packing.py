@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from selecttkd_jax._packed_rows import most_texts
 from selecttkd_jax.data._batches import PACKED_INTO, Batch, check_fit, check_share, check_state, collate
 from selecttkd_jax.data._order import shuffle_rows
 from selecttkd_jax.data._rows import Rows
@@ -131,6 +132,8 @@ def pack_batches(
 def first_fit(lengths: list[int], room: int) -> list[list[int]]:
     """Indices of `lengths` in bins of `room`: the longest first, each to the first bin where it fits.
 
+    A bin takes no more than `most_texts`.
+
     Example:
         >>> first_fit([3, 5, 4, 2], 8)
         [[1, 0], [2, 3]]
@@ -144,5 +147,5 @@ def first_fit(lengths: list[int], room: int) -> list[list[int]]:
             bins.append([])
             free[number] = room
         bins[number].append(index)
-        free[number] -= lengths[index]
+        free[number] = free[number] - lengths[index] if len(bins[number]) < most_texts(room) else 0
     return bins

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selecttkd_jax.data._batches import Batch
+from selecttkd_jax.data._batches import Batch, Unpacked
 from selecttkd_jax.data._packing import first_fit
 
 
@@ -21,10 +21,14 @@ class Layout:
         taken: Which token of the rows, counted through all of them, stands at each place of the sequences; -1 for
             padding; int [S, T].
         segment_ids: The number of its row in its sequence, from 1; 0 for padding; int32 [S, T].
+        first: The number of the first of the rows in the whole batch, of which other processes have others.
+        rows: Of the whole batch.
     """
 
     taken: np.ndarray
     segment_ids: np.ndarray
+    first: int
+    rows: int
 
     def move(self, values: Any) -> np.ndarray:
         """What is known of each token, [B, T], at its new place, [S, T]; zeros elsewhere."""
@@ -39,7 +43,8 @@ class Layout:
     def pack(self, batch: Batch) -> Batch:
         """The rows at their new places."""
         moved = {name: self.move(getattr(batch, name)) for name in ("input_ids", "labels", "loss_mask", "positions")}
-        return Batch(**moved, segment_ids=self.segment_ids)
+        places = np.where(self.taken < 0, 0, self.first * self.taken.shape[1] + self.taken).astype(np.int32)
+        return Batch(**moved, segment_ids=self.segment_ids, unpacked=Unpacked(places, self.rows))
 
 
 def share_sequences(batch: Batch) -> list[list[int]]:
@@ -54,8 +59,18 @@ def share_sequences(batch: Batch) -> list[list[int]]:
     return [[int(kept[index]) for index in rows] for rows in bins]
 
 
-def lay_out_sequences(batch: Batch, shared: list[list[int]], sequences: int) -> Layout:
-    """The layout of a batch whose rows are `shared` among the first of `sequences` sequences."""
+def lay_out_sequences(
+    batch: Batch, shared: list[list[int]], sequences: int, *, part: int = 0, parts: int = 1
+) -> Layout:
+    """The layout of a batch whose rows are `shared` among the first of `sequences` sequences.
+
+    Args:
+        batch: The rows, of the whole batch the `part`-th of `parts`.
+        shared: From `share_sequences`.
+        sequences: How many there are.
+        part: See `batch`.
+        parts: See `batch`.
+    """
     segments = np.asarray(batch.segment_ids)
     length = segments.shape[1]
     taken = np.full((sequences, length), -1)
@@ -67,4 +82,4 @@ def lay_out_sequences(batch: Batch, shared: list[list[int]], sequences: int) -> 
             taken[sequence, start:end] = row * length + np.arange(end - start)
             segment_ids[sequence, start:end] = number
             start = end
-    return Layout(taken, segment_ids)
+    return Layout(taken, segment_ids, first=part * len(segments), rows=parts * len(segments))

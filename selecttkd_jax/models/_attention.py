@@ -3,17 +3,23 @@
 Axis letters: B T H K E as in `_array_types`; S counts the keys' slots.
 """
 
+import re
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from selecttkd_jax._errors import InputError, check_one_of
+from selecttkd_jax.models import _cudnn
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._splash import SMALLEST_BLOCK, are_texts, attend_in_segments
 
 ATTENTIONS = ("xla", "cudnn", "splash")
 """How attention over whole rows may be computed: see `choose_attention`."""
+CUDNN_PACKED = "cudnn_packed"
+"""What becomes of `cudnn` where rows are packed."""
 
 # Finite, so that a row without any key (padding) gives a plain average and not NaN.
 MASKED_SCORE = -1e30
@@ -35,17 +41,19 @@ def choose_attention(
     tensor: int = 1,
     packed: bool = False,
     length: int | None = None,
+    capability: str | None = None,
 ) -> tuple[str, str]:
-    """How attention over a whole row is computed, one of `ATTENTIONS`, and why.
+    """How attention over a whole row is computed, one of `ATTENTIONS` or `cudnn_packed`, and why.
 
     Args:
-        asked: `auto`, or one of them.
+        asked: `auto`, or one of `ATTENTIONS`.
         platform: What computes: `gpu`, `tpu` or `cpu`.
         dtype: In which.
         *decoders: The models.
         tensor: Over how many devices heads are sharded.
         packed: Whether a row holds several texts.
         length: Tokens in a row; None: not known.
+        capability: A GPU's compute capability, such as `9.0`; None: not known.
 
     Raises:
         InputError: A kernel was asked for that cannot serve.
@@ -62,14 +70,15 @@ def choose_attention(
         obstacle = f"the platform is {platform}"
     else:
         own = (
-            _find_obstacle_to_cudnn(decoders, packed)
+            _find_obstacle_to_cudnn(decoders, packed, capability)
             if kernel == "cudnn"
             else _find_obstacle_to_splash(decoders, length)
         )
         obstacle = own or _find_obstacle(dtype, decoders, tensor)
     if obstacle is None:
         assert kernel is not None
-        return kernel, "as asked" if asked == kernel else f"the platform is {platform} and the dtype {dtype}"
+        why = "as asked" if asked == kernel else f"the platform is {platform} and the dtype {dtype}"
+        return CUDNN_PACKED if packed and kernel == "cudnn" else kernel, why
     if asked != "auto":
         raise InputError(f'models.attention = "{asked}" cannot serve: {obstacle}; leave it out or set it to "xla"')
     return "xla", obstacle
@@ -85,13 +94,18 @@ def _find_obstacle(dtype: str, decoders: tuple[DecoderConfig, ...], tensor: int)
     return None
 
 
-def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool) -> str | None:
-    if packed:
-        return "rows are packed (data.packing), and causal attention over a whole row would mix them"
+def _find_obstacle_to_cudnn(decoders: tuple[DecoderConfig, ...], packed: bool, capability: str | None) -> str | None:
     for decoder in decoders:
         if decoder.head_dim % 8 or decoder.head_dim > CUDNN_LARGEST_HEAD:
             return f"heads of size {decoder.head_dim} (a multiple of 8 up to {CUDNN_LARGEST_HEAD} is)"
-    return None
+    if capability is not None and not re.fullmatch(r"\d+\.\d+", capability):
+        return f"this GPU is {capability}, and cuDNN is NVIDIA's"
+    if not packed:
+        return None
+    since = ".".join(map(str, _cudnn.SINCE))
+    if capability is None or tuple(map(int, capability.split("."))) < _cudnn.SINCE:
+        return f"cuDNN takes packed rows (data.packing) from compute capability {since} on, and here is {capability}"
+    return None if _cudnn.is_there() else f"JAX {jax.__version__} has no cuDNN attention for packed rows (data.packing)"
 
 
 def _find_obstacle_to_splash(decoders: tuple[DecoderConfig, ...], length: int | None) -> str | None:
@@ -147,15 +161,36 @@ def is_one_text(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) ->
 
 def find_served(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], attention: str) -> Bool[Array, " B"]:
     """Rows that a kernel serves: of others it would ignore the mask."""
+    if attention == CUDNN_PACKED:
+        return are_texts(positions, segment_ids) & _cudnn.are_few(segment_ids)
     return (are_texts if attention == "splash" else is_one_text)(positions, segment_ids)
+
+
+class KernelRows(NamedTuple):
+    """What a kernel is told of rows instead of a mask.
+
+    Attributes:
+        segment_ids: Which text of the row a token belongs to.
+        served: From `find_served`. Other rows come out as NaN: such a mask is never ignored in silence.
+        texts: Where the texts are, for `cudnn_packed`.
+    """
+
+    segment_ids: Int[Array, "B T"]
+    served: Bool[Array, " B"]
+    texts: _cudnn.Texts | None = None
+
+
+def describe_rows(positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], attention: str) -> KernelRows:
+    """What all layers tell this kernel of their rows."""
+    texts = _cudnn.find_texts(segment_ids) if attention == CUDNN_PACKED else None
+    return KernelRows(segment_ids, find_served(positions, segment_ids, attention), texts)
 
 
 def attend_by_kernel(
     queries: Float[Array, "B T H E"],
     keys: Float[Array, "B T K E"],
     values: Float[Array, "B T K E"],
-    segment_ids: Int[Array, "B T"],
-    served: Bool[Array, " B"],
+    rows: KernelRows,
     attention: str,
 ) -> Float[Array, "B T H E"]:
     """The same over the earlier tokens of each token's text, by a kernel that never writes scores out.
@@ -166,13 +201,14 @@ def attend_by_kernel(
         queries: Of a whole row.
         keys: Likewise.
         values: Likewise.
-        segment_ids: Which text of the row a token belongs to.
-        served: From `find_served`. Other rows come out as NaN: such a mask is never ignored in silence.
-        attention: `cudnn` or `splash`; `xla` takes JAX's own products in cuDNN's place, for tests on a CPU.
+        rows: From `describe_rows`.
+        attention: `cudnn`, `cudnn_packed` or `splash`.
     """
     if attention == "splash":
-        mixed = attend_in_segments(queries, keys, values, segment_ids)
+        mixed = attend_in_segments(queries, keys, values, rows.segment_ids)
+    elif rows.texts is not None:
+        mixed = _cudnn.attend_to_texts(queries, keys, values, rows.texts)
     else:
-        mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation=attention)  # type: ignore[arg-type]
-    mixed = jnp.where(served[:, None, None, None], mixed, jnp.nan)
+        mixed = jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
+    mixed = jnp.where(rows.served[:, None, None, None], mixed, jnp.nan)
     return checkpoint_name(mixed, KEPT)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selecttkd_jax._array_types import HeadMatrix, HiddenStates, Key, Params
 from selecttkd_jax._errors import check_one_of
-from selecttkd_jax.models._attention import KEPT, attend, attend_by_kernel, find_served
+from selecttkd_jax.models._attention import KEPT, attend, attend_by_kernel, describe_rows
 from selecttkd_jax.models._cache import KVCache, write_tokens
 from selecttkd_jax.models._config import DecoderConfig
 from selecttkd_jax.models._int8 import dequantize_int8
@@ -85,7 +85,7 @@ def forward(
             results of the large products (`kept`), those in the host's memory (`offload`), or nothing (`full`).
         attention: How attention is computed where no cache is given: by the plain products (`xla`), or by a kernel,
             from `choose_attention`. A kernel serves rows that are one text from their first slot on (`cudnn`), or
-            several (`splash`), with padding behind, and gives NaN for any other.
+            several (`cudnn_packed`, `splash`), with padding behind, and gives NaN for any other.
         keep: True for each layer that takes part; another one is skipped, and the residual stream passes it unchanged.
             Which ones are kept is data: no other choice compiles anew. None keeps all. Not with a cache.
         watch: What is asked of the residual stream before and behind each layer, `f(before, after)` of `[B, T, D]`.
@@ -99,7 +99,7 @@ def forward(
     dtype = params["embedding"].dtype if dtype is None else dtype
     hidden = reshard_to_rows(jnp.take(params["embedding"], input_ids, axis=0).astype(dtype))
     cosine, sine = rotary_tables(config.rotary, config.head_dim, positions)
-    served = find_served(positions, segment_ids, attention) if cache is None and attention != "xla" else None
+    rows = describe_rows(positions, segment_ids, attention) if cache is None and attention != "xla" else None
     if cache is None:
         mask = positions[:, None, :] <= positions[:, :, None]
         mask &= (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids != 0)[:, None, :]
@@ -111,8 +111,8 @@ def forward(
         block = set_adapters(nnx.merge(graph, dequantize_int8(layer_params, hidden.dtype)), adapters)
         queries, keys, values = block.attention.project(block.attention_norm(hidden), cosine, sine)
         with jax.named_scope("attention"):
-            if served is not None:
-                mixed = attend_by_kernel(queries, keys, values, segment_ids, served, attention)
+            if rows is not None:
+                mixed = attend_by_kernel(queries, keys, values, rows, attention)
             elif cached is None:
                 mixed = attend(queries, keys, values, mask)
             else:

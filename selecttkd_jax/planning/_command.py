@@ -25,6 +25,7 @@ from selecttkd_jax.planning._run import padding, run_costs, writing
 from selecttkd_jax.planning._search import largest_batches
 from selecttkd_jax.planning._targets import Target, parse_target
 from selecttkd_jax.runs import RunConfig
+from selecttkd_jax.sharding import make_mesh
 from selecttkd_jax.training import Pair
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ def plan(
     """
     if fill is not None:
         check_in_range("fill", fill, 0.01, 1)
-        if config.data.packing:
+        if config.data.packing == "sequences":
             raise InputError(
-                "--fill is for rows with padding behind them, and data.packing puts them together: leave one out"
+                "--fill is for rows with padding behind them, and data.packing = sequences leaves none: leave one out"
             )
     if price is not None:
         check_at_least("price per hour", price, 0)
@@ -70,6 +71,7 @@ def plan(
     # Nor can a program for devices that are not here be read back from where JAX may keep it.
     jax.config.update("jax_enable_compilation_cache", False)
     devices = target_devices(machine)
+    config = runs.choose_packing(config, pair, make_mesh(config.mesh, devices))
     logger.info("compiling for %s: batch %d", machine.name, config.data.batch_size)
     report = setting_report(config, machine)
     try:

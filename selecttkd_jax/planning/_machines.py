@@ -55,21 +55,33 @@ def _gpu_topology(target: Target) -> topologies.TopologyDescription:
 
 @contextlib.contextmanager
 def described_cudnn(devices: Sequence[Any]) -> Iterator[None]:
-    """Lowers attention for GPUs that are not there: jax would ask this machine which cuDNN it has.
+    """Lowers attention for GPUs that are not there: jax would ask this machine for its cuDNN and its GPU.
 
-    The compiler is told by `gpu_description`, in which the same release stands.
+    The compiler is told by `gpu_description`, in which the same release and the same GPU stand.
     """
     if devices[0].platform != "gpu":
         yield
         return
     from jax._src.cudnn import fused_attention_stablehlo  # no public name leads there
 
-    asked = fused_attention_stablehlo.check_cudnn_version
-    fused_attention_stablehlo.check_cudnn_version = lambda: _CUDNN[0] * 10_000 + _CUDNN[1] * 100
+    capability = _numbers(devices[0].compute_capability)
+    answers = {
+        "check_cudnn_version": lambda: _CUDNN[0] * 10_000 + _CUDNN[1] * 100,
+        "check_compute_capability": lambda least: capability >= _numbers(least),
+        "is_cuda_compute_capability_equal": lambda other: capability == _numbers(other),
+    }
+    asked = {name: getattr(fused_attention_stablehlo, name) for name in answers}
     try:
+        for name, answer in answers.items():
+            setattr(fused_attention_stablehlo, name, answer)
         yield
     finally:
-        fused_attention_stablehlo.check_cudnn_version = asked
+        for name, question in asked.items():
+            setattr(fused_attention_stablehlo, name, question)
+
+
+def _numbers(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
 
 
 def _cpu_devices(target: Target) -> Sequence[Any]:

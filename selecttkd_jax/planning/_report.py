@@ -9,7 +9,7 @@ from rich.table import Table
 
 from selecttkd_jax.planning._estimate import Estimate
 from selecttkd_jax.planning._program import CompiledStep
-from selecttkd_jax.planning._run import PACKED_FILL, Padding, RunCosts, Writing
+from selecttkd_jax.planning._run import Padding, RunCosts, Writing
 from selecttkd_jax.planning._search import Largest
 from selecttkd_jax.planning._targets import GIB, Target
 from selecttkd_jax.planning._timeline import PARTS
@@ -35,9 +35,9 @@ def setting_report(config: RunConfig, target: Target) -> str:
 
 
 def _packing_lines(config: RunConfig) -> tuple[str, ...]:
-    if not config.data.packing:
+    if config.data.packing == "off":
         return ()
-    if config.reads_one_stream():
+    if config.data.packing == "sequences":
         return (f"- packed: {config.data.batch_size} full sequences a batch",)
     return (
         "- packed: what follows is of the largest step; a batch whose rows fill fewer sequences takes a smaller one",
@@ -90,14 +90,14 @@ def padding_report(config: RunConfig, found: Padding) -> str:
     if seconds is None or rate is None:
         return _lines("", f"Padding: {useful}; what they cost is not known of a target without rates.")
     text = _lines(
-        "", f"Padding: {useful} take {1e3 * seconds:.1f} ms a step: {found.fill * rate:,.0f} tokens/s of text."
+        "",
+        f"Padding: {useful}, one in a sequence (data.packing = off), take {1e3 * seconds:.1f} ms a step: "
+        f"{found.fill * rate:,.0f} tokens/s of text.",
     )
-    packed = found.packed
-    if packed is None or packed.step_seconds is None or packed.tokens_per_second is None:
-        return text
+    assert found.packed.step_seconds is not None
     return text + _lines(
-        f"Packed (data.packing = true; {PACKED_FILL:.0%} full) {1e3 * packed.step_seconds:.1f} ms a step: "
-        f"{PACKED_FILL * packed.tokens_per_second:,.0f} tokens/s of text, {found.gain:.2f} times as many."
+        f"Packed: in {found.sequences} sequences (rows) {1e3 * found.packed.step_seconds:.1f} ms a step: "
+        f"{found.gain:.2f} times as many."
     )
 
 

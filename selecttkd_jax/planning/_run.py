@@ -19,10 +19,12 @@ from selecttkd_jax.planning._program import (
 from selecttkd_jax.planning._targets import Target
 from selecttkd_jax.planning._timeline import lay_out_timeline
 from selecttkd_jax.runs import RunConfig
+from selecttkd_jax.sharding import make_mesh
+from selecttkd_jax.sources import RowPacker
 from selecttkd_jax.training import Pair
 
-# How full packed sequences are: rows of GSM8K fill 96 % of 512 tokens.
-PACKED_FILL = 0.96
+# How full the rows of a batch make the sequences that they share: 64 of GSM8K fill 95 % of 512 tokens.
+PACKED_FILL = 0.95
 # Answers that a device of `selecttkd generate` writes at a time, where there is room.
 SLOTS = 256
 
@@ -61,21 +63,23 @@ class Padding:
     """What padding costs, and what packing makes of it.
 
     Attributes:
-        fill: The share of a batch that is no padding.
-        costs: Of a step whose rows are so full.
-        packed: Of a step whose sequences are packed; None where they are already.
+        fill: The share of a row that is no padding.
+        costs: Of a step whose rows are so full and have a sequence each.
+        packed: Of a step on the same rows that share sequences.
+        sequences: How many they share.
     """
 
     fill: float
     costs: Estimate
-    packed: Estimate | None
+    packed: Estimate
+    sequences: int
 
     @property
     def gain(self) -> float | None:
         """How many times less time the same rows take when they are packed."""
-        if self.packed is None or self.costs.step_seconds is None or self.packed.step_seconds is None:
+        if self.costs.step_seconds is None or self.packed.step_seconds is None:
             return None
-        return self.costs.step_seconds / (self.packed.step_seconds * self.fill / PACKED_FILL)
+        return self.costs.step_seconds / self.packed.step_seconds
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,29 @@ def run_costs(
 def padding(
     config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any], step: CompiledStep, fill: float
 ) -> Padding:
-    """What a step costs whose rows fill `fill` of it, and what it costs when they are packed."""
-    packed = None
-    if not config.data.packing:
+    """What a step costs whose rows fill `fill` of it, and what it costs when they share sequences.
+
+    Args:
+        config: From `runs.choose_packing`.
+        pair: Its models.
+        target: What has to hold it.
+        devices: The target's.
+        step: The configured one.
+        fill: The share of a row that is no padding.
+    """
+    rows = config.data.batch_size
+    unit = config.training.micro_batches * batch_divisor(config, devices)
+    sizes = RowPacker(make_mesh(config.mesh, devices), rows, unit).sizes()
+    sequences = next(size for size in sizes if size >= min(rows, rows * fill / PACKED_FILL))
+
+    def told(packing: str, batch_size: int) -> Estimate:
         # Packed rows may need another attention than the configured one.
-        models = replace(config.models, attention="auto")
-        packing = replace(config, data=replace(config.data, packing=True), models=models)
-        packed = estimate(packing, target, compile_step(packing, pair, devices), fill=PACKED_FILL)
-    return Padding(fill, estimate(config, target, step, fill=fill), packed)
+        models = replace(config.models, attention="auto" if packing != config.data.packing else config.models.attention)
+        chosen = replace(config, data=replace(config.data, packing=packing, batch_size=batch_size), models=models)
+        compiled = step if chosen == config else compile_step(chosen, pair, devices)
+        return estimate(chosen, target, compiled, fill=rows * fill / batch_size)
+
+    return Padding(fill, told("off", rows), told("rows", sequences), sequences)
 
 
 def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any]) -> list[Writing]:

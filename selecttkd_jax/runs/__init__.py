@@ -14,6 +14,7 @@ from selecttkd_jax.runs._server import generate_from_server
 from selecttkd_jax.runs._specs import (
     StepSpecs,
     abstract_pair,
+    choose_packing,
     model_shardings,
     specify_decoding,
     specify_evaluation,
@@ -37,6 +38,7 @@ __all__ = [
     "abstract_pair",
     "alternatives",
     "check_room",
+    "choose_packing",
     "config_from_dict",
     "config_to_dict",
     "evaluate",

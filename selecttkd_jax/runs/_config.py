@@ -101,6 +101,9 @@ class RunConfig:
                 "hub model"
             )
         self.method.check(self.objective)
+        if (packing := str(self.data.packing).lower()) in ("true", "false"):
+            packing = "off" if packing == "false" else "sequences" if self.reads_one_stream() else "rows"
+            object.__setattr__(self, "data", dataclasses.replace(self.data, packing=packing))
         self._check_selection()
         if self.engine is not None and ("student" not in self.method.writes or isinstance(self.method, TOGETHER)):
             why = "both models write together" if "student" in self.method.writes else "the student writes nothing"
@@ -112,6 +115,11 @@ class RunConfig:
             raise InputError(
                 f"models.student_dtype = {self.models.student_dtype} is for frozen weights; without a [lora] section "
                 "all weights are trained, in float32"
+            )
+        if self.data.packing == "sequences" and not self.reads_one_stream():
+            raise InputError(
+                f"data.packing = sequences fills them from the data's responses before a run begins, and method "
+                f"{self.method.name} learns from more than those: take rows"
             )
         if self.data.batch_size % self.training.micro_batches:
             raise InputError(
@@ -133,7 +141,7 @@ class RunConfig:
                 f"[selection] says which tokens count, and so does objective.verifier {self.objective.verifier}; "
                 "set it to accept_all, or leave [selection] out"
             )
-        if self.selection.per_sequence and self.data.packing:
+        if self.selection.per_sequence and self.data.packing not in ("auto", "off"):
             raise InputError(
                 "selection.per_sequence ranks each row, and with data.packing a row holds several sequences; leave one "
                 "of them out"

@@ -18,7 +18,7 @@ from selecttkd_jax.runs._identity import agreed_facts, describe_ingredients
 from selecttkd_jax.runs._load import load_teacher
 from selecttkd_jax.runs._prepare import check_context, check_models
 from selecttkd_jax.runs._rows import tell_rows, tokenize
-from selecttkd_jax.runs._specs import choose_attention, model_shardings
+from selecttkd_jax.runs._specs import choose_attention, choose_packing, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh
 from selecttkd_jax.training import Frozen, Pair, latest_step
 
@@ -41,7 +41,10 @@ def evaluate_students(config: RunConfig, students: Sequence[str]) -> list[dict[s
     with jax.set_mesh(mesh):
         checked = [check_models(each) for each in configs]
         tokenizer, stops = checked[0][1:]
-        pairs = [choose_attention(each, pair, mesh) for each, (pair, _, _) in zip(configs, checked, strict=True)]
+        pairs = [
+            choose_attention(choose_packing(each, pair, mesh), pair, mesh)
+            for each, (pair, _, _) in zip(configs, checked, strict=True)
+        ]
         shardings = [model_shardings(mesh, each, pair) for each, pair in zip(configs, pairs, strict=True)]
         rows = tokenize(config.data, data.read_held_out(config.data), tokenizer, stops)
         tell_rows(rows, "held-out rows")

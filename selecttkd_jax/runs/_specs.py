@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selecttkd_jax import data, generation, models
 from selecttkd_jax._array_types import Params
+from selecttkd_jax._errors import InputError
 from selecttkd_jax._mesh_axes import BATCH_AXES
 from selecttkd_jax.evaluation import HeldOut, HeldOutProgram, held_out_verifiers
 from selecttkd_jax.generation import Sampling
@@ -72,25 +73,52 @@ def abstract_pair(config: RunConfig) -> Pair:
     )
 
 
+def choose_packing(config: RunConfig, pair: Pair, mesh: Mesh) -> RunConfig:
+    """The configuration with `data.packing` as these devices have it, where it says `auto`.
+
+    Rows share sequences where an attention kernel keeps them apart: scores that are written out cost a long sequence
+    more than its padding.
+    """
+    if config.data.packing != "auto":
+        return config
+    try:
+        attention, _ = _find_attention(config, pair, mesh, packed=True)
+    except InputError:  # what was asked for serves other rows
+        attention = "xla"
+    a_row_each = config.selection is not None and config.selection.per_sequence
+    packing = "off" if attention == "xla" or a_row_each else "rows"
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, packing=packing))
+
+
 def choose_attention(config: RunConfig, pair: Pair, mesh: Mesh) -> Pair:
     """The pair with the attention that serves both of its models on these devices; the log says which.
+
+    Args:
+        config: From `choose_packing`.
+        pair: The models.
+        mesh: The devices.
 
     Raises:
         InputError: One was asked for that cannot serve.
     """
-    decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
-    platform, tensor = mesh.devices.flat[0].platform, mesh.shape["tensor"]
-    attention, why = models.choose_attention(
-        config.models.attention,
-        platform,
-        pair.dtype,
-        *decoders,
-        tensor=tensor,
-        packed=config.data.packing,
-        length=config.data.max_length,
-    )
+    attention, why = _find_attention(config, pair, mesh, packed=config.data.packing != "off")
     logger.info("computing in %s; attention: %s (%s)", pair.dtype, attention, why)
     return dataclasses.replace(pair, attention=attention)
+
+
+def _find_attention(config: RunConfig, pair: Pair, mesh: Mesh, *, packed: bool) -> tuple[str, str]:
+    decoders = [decoder for decoder in (pair.student, pair.teacher) if decoder is not None]
+    device = mesh.devices.flat[0]
+    return models.choose_attention(
+        config.models.attention,
+        device.platform,
+        pair.dtype,
+        *decoders,
+        tensor=mesh.shape["tensor"],
+        packed=packed,
+        length=config.data.max_length,
+        capability=getattr(device, "compute_capability", None),  # only GPUs have one
+    )
 
 
 def build_method(
@@ -117,7 +145,7 @@ def build_method(
         rollouts=rollouts,
         stored_student=stored_student,
         corpus=corpus,
-        packed=config.data.packing,
+        packed=config.data.packing != "off",
         selection=config.selection,
     )
     return config.method.build(parts)
@@ -152,16 +180,18 @@ def specify_step(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[TrainStep, 
     Raises:
         InputError: Something does not divide over the mesh.
     """
+    config = choose_packing(config, pair, mesh)
     pair = choose_attention(config, pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     method = build_method(config, pair, mesh)
-    specs, shardings = _arguments(config, pair, mesh, optimizer, method.source.shapes)
+    shapes = _put_together(method.source.shapes) if config.data.packing == "rows" else method.source.shapes
+    specs, shardings = _arguments(config, pair, mesh, optimizer, shapes)
     return make_step(config, method.loss, optimizer, shardings), specs
 
 
 def specify_evaluation(config: RunConfig, pair: Pair, mesh: Mesh) -> tuple[HeldOutProgram, StepSpecs]:
     """The program by which a run evaluates a held-out batch, and its arguments: of the state only `params` is taken."""
-    pair = choose_attention(config, pair, mesh)
+    pair = choose_attention(choose_packing(config, pair, mesh), pair, mesh)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     shapes = data.batch_shapes(config.data.batch_size // config.training.micro_batches, config.data.max_length)
     specs, _ = _arguments(config, pair, mesh, optimizer, shapes)
@@ -221,6 +251,17 @@ def _arguments(
     by_rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     batch = jax.tree.map(lambda leaf: _placed(leaf, by_rows), shapes)
     return StepSpecs(state=state, frozen=Frozen(teacher=teacher, base=base), batch=batch), shardings
+
+
+def _put_together(shapes: Any) -> Any:
+    """The shapes of batches whose rows share sequences, as many as there may be."""
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, data.Batch):
+            return node
+        return dataclasses.replace(node, unpacked=data.Unpacked(node.input_ids, rows=node.input_ids.shape[0]))
+
+    return jax.tree.map(mark, shapes, is_leaf=lambda node: isinstance(node, data.Batch))
 
 
 def _parameters(decoder: models.DecoderConfig, dtype: str, shardings: Any) -> Params:

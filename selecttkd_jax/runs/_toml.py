@@ -97,6 +97,9 @@ def _converter() -> cattrs.Converter:
     for simple in (int, float, bool, str):
         converter.register_structure_hook(simple, _exactly)
     converter.register_structure_hook(
+        bool | str, lambda value, _: _exactly(value, bool if isinstance(value, bool) else str)
+    )
+    converter.register_structure_hook(
         MethodConfig,
         lambda value, kind: _structure_section(converter, value, _pick(section_kinds(kind), value, "method")),
     )

@@ -41,7 +41,7 @@ from selecttkd_jax.runs._output import check_room, clean_output, lock_output
 from selecttkd_jax.runs._prepare import prepare
 from selecttkd_jax.runs._rollouts import make_rollout_files
 from selecttkd_jax.runs._saved import recorded_steps, save_run
-from selecttkd_jax.runs._specs import build_method, choose_attention, make_step, model_shardings
+from selecttkd_jax.runs._specs import build_method, choose_attention, choose_packing, make_step, model_shardings
 from selecttkd_jax.sharding import check_agreement, make_mesh, place_batch, process_share, row_devices
 from selecttkd_jax.sources import EngineWriters, Recorder, RowPacker, Stored, Writers
 from selecttkd_jax.training import (
@@ -127,6 +127,8 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
         raise InputError(f"leave logging.wandb_project out, or install W&B; {install_command('wandb')}")
     prepared = prepare(config)
     config = _count_steps(config, prepared.train_rows)
+    # What a machine makes of `auto` is no part of the run: it may go on elsewhere.
+    written, config = config, choose_packing(config, prepared.pair, mesh)
     prepared = replace(prepared, pair=choose_attention(config, prepared.pair, mesh))
     student_shardings, teacher_shardings = model_shardings(mesh, config, prepared.pair)
     first = jax.process_index() == 0
@@ -141,7 +143,7 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
     if first:
         held.enter_context(lock_output(directory))
         clean_output(directory)
-        save_run(config, directory)
+        save_run(written, directory)
     events.open(directory, writes=first)
 
     # Load.
@@ -158,14 +160,15 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
     # Build the method on the stored rows.
     rows, length = config.data.batch_size, config.data.max_length
     part, parts = process_share(mesh, rows)
-    make_batches = data.pack_batches if config.data.packing and config.reads_one_stream() else data.make_batches
+    make_batches = data.pack_batches if config.data.packing == "sequences" else data.make_batches
     batches = make_batches(prepared.train_rows, rows, length, config.seed, process_index=part, process_count=parts)
     if isinstance(batches, data.PackedBatches):
         logger.info("%s", batches.summary())
-    elif not config.data.packing and prepared.train_rows.fill(length) < _FULL:
+    elif config.data.packing == "off" and prepared.train_rows.fill(length) < _FULL:
         logger.info(
-            "%.0f %% of a batch is padding: data.packing = true puts several rows into a sequence",
+            "%.0f %% of a batch is padding: data.packing = %s puts several rows into a sequence",
             100 * (1 - prepared.train_rows.fill(length)),
+            "sequences" if config.reads_one_stream() else "rows",
         )
     longest = max(prepared.train_rows.prompt_lengths)
     write = Writers(mesh, pair, frozen, prepared.stop_ids, longest_prompt=longest, slots=config.training.slots)
@@ -217,7 +220,7 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
     # Loop.
     held_out = make_held_out(mesh, config, pair, frozen, prepared.held_out_rows)
     place = partial(place_batch, mesh, rows=rows)
-    if config.data.packing and not config.reads_one_stream():
+    if config.data.packing == "rows":
         place = RowPacker(mesh, rows, config.training.micro_batches * row_devices(mesh))
     writer = MetricsWriter(directory, int(state.step), config.logging.wandb_project, writes=first)
     health = Health(
@@ -297,7 +300,7 @@ def _count_steps(config: RunConfig, rows: data.Rows) -> RunConfig:
     if epochs is None:
         return config
     sequences = len(rows)
-    if config.data.packing and config.reads_one_stream():
+    if config.data.packing == "sequences":
         packed = data.pack_batches(rows, batch_size, config.data.max_length, config.seed)
         sequences = packed.sequences_an_epoch()
     batches = sequences / batch_size

@@ -41,14 +41,18 @@ class RowPacker:
         """A batch, two streams or rollouts, with a corpus or without, from this process's share of their rows."""
         streams = _streams(batch)
         shared = [share_sequences(stream) for stream in streams]
-        _, parts = process_share(self.mesh, self.rows)
+        part, parts = process_share(self.mesh, self.rows)
         sequences = self._choose(max(map(len, shared)), parts)
         layouts = [
-            lay_out_sequences(stream, bins, sequences // parts) for stream, bins in zip(streams, shared, strict=True)
+            lay_out_sequences(stream, bins, sequences // parts, part=part, parts=parts)
+            for stream, bins in zip(streams, shared, strict=True)
         ]
         level = logging.DEBUG if sequences in self._told else logging.INFO
         self._told.add(sequences)
-        logger.log(level, "packed: %d rows share %d sequences", self.rows, sequences)
+        full = np.mean([layout.taken >= 0 for layout in layouts])
+        logger.log(
+            level, "packed: %d rows share %d sequences and fill %.0f %% of them", self.rows, sequences, 100 * full
+        )
         return place_batch(self.mesh, _packed(batch, layouts), sequences)
 
     def sizes(self) -> list[int]:

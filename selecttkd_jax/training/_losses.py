@@ -21,6 +21,7 @@ from selecttkd_jax.distill import (
 from selecttkd_jax.losses import cross_entropy
 from selecttkd_jax.selection import accept_all
 from selecttkd_jax.training._diagnosis import find_broken_logits
+from selecttkd_jax.training._draws import draw_uniforms
 from selecttkd_jax.training._pair import Frozen, Pair
 
 
@@ -48,7 +49,7 @@ class OneStream:
 
     def draw(self, key: Key, batch: Batch) -> Array | None:
         """The draws from [0, 1) that acceptances are compared with, `[B, T]`; None where none are."""
-        return None if self.expected else jax.random.uniform(key, batch.loss_mask.shape)
+        return None if self.expected else draw_uniforms(key, batch)
 
     def explain(self, frozen: Frozen, batch: Batch) -> str:
         """Whether it is the teacher's logits that are broken; the student's weights are, by then, too."""
@@ -125,8 +126,7 @@ class TwoStreams:
         if self.expected:
             return None
         teacher_key, student_key = jax.random.split(key)
-        shapes = batch.teacher.loss_mask.shape, batch.student.loss_mask.shape
-        return jax.random.uniform(teacher_key, shapes[0]), jax.random.uniform(student_key, shapes[1])
+        return draw_uniforms(teacher_key, batch.teacher), draw_uniforms(student_key, batch.student)
 
     def __call__(
         self, params: Params, frozen: Frozen, batch: Responses, draws: tuple[Array, Array] | None, step: Scalar

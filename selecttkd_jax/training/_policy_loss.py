@@ -20,6 +20,7 @@ from selecttkd_jax.distill import (
 )
 from selecttkd_jax.losses import cross_entropy
 from selecttkd_jax.training._diagnosis import find_broken_logits
+from selecttkd_jax.training._draws import draw_uniforms
 from selecttkd_jax.training._pair import Frozen, Pair
 
 
@@ -60,7 +61,7 @@ class PolicyGradient:
         # As many as there are sequences, or tokens, that carry loss.
         count = jnp.sum(token_coefficients(mask, self.objective.normalizer, self._segments(batch.rows)))
         return {
-            "uniforms": None if self.expected else jax.random.uniform(key, mask.shape),
+            "uniforms": None if self.expected else draw_uniforms(key, batch.rows),
             "surrogate": jnp.broadcast_to(count / jnp.maximum(tokens, 1.0), mask.shape[:1]),
         }
 

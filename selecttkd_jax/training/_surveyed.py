@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from selecttkd_jax._array_types import Array, Key, Params, Scalar
 from selecttkd_jax.data import Batch
 from selecttkd_jax.distill import LossSums, map_logits
-from selecttkd_jax.selection import Budget, acceptance_rate, random_scores
+from selecttkd_jax.selection import Budget, acceptance_rate
 from selecttkd_jax.selection._calling import call_with_labels
 from selecttkd_jax.selection._controls import surveyed
+from selecttkd_jax.training._draws import draw_uniforms
 from selecttkd_jax.training._losses import OneStream
 from selecttkd_jax.training._pair import Frozen
 
@@ -59,7 +60,7 @@ class RankedStream(OneStream):
 
     def draw(self, key: Key, batch: Batch) -> Array | None:
         """Random scores, `[B, T]`, where the budget asks for them."""
-        return random_scores(key, batch.loss_mask.shape) if self.budget.score is None else None
+        return draw_uniforms(key, batch) if self.budget.score is None else None
 
     def survey(self, params: Params, frozen: Frozen, batch: Batch, step: Scalar) -> Array | None:
         """The score of each token of a part, `[B, T]`; None where scores are drawn."""

@@ -171,22 +171,24 @@ def test_transformers_does_not_begin_every_command_with_the_lack_of_pytorch():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--data.packing"], True),
-        (["--data.packing", "true"], True),
-        (["--data.packing=True"], True),
-        (["--data.no-packing"], False),
-        (["--data.packing", "false"], False),
-        (["--data.packing=false"], False),
+        (["--data.skip-bad-rows"], True),
+        (["--data.skip-bad-rows", "true"], True),
+        (["--data.skip-bad-rows=True"], True),
+        (["--data.no-skip-bad-rows"], False),
+        (["--data.skip-bad-rows", "false"], False),
+        (["--data.skip-bad-rows=false"], False),
     ],
 )
 def test_a_yes_or_no_is_a_flag_or_a_word(words, expected):
     asked = parse(Train, [*words, "c.toml"], "train")
-    assert asked is not None and asked.overrides["data"] == {"packing": expected} and str(asked.config) == "c.toml"
+    assert (
+        asked is not None and asked.overrides["data"] == {"skip_bad_rows": expected} and str(asked.config) == "c.toml"
+    )
 
 
 def test_what_is_neither_yes_nor_no_is_said(bare, capsys):
-    assert "--data.packing must be true or false, got 'maybe'" in errors(
-        capsys, "train", bare[0], "--data.packing=maybe"
+    assert "--data.skip-bad-rows must be true or false, got 'maybe'" in errors(
+        capsys, "train", bare[0], "--data.skip-bad-rows=maybe"
     )
 
 

@@ -57,3 +57,15 @@ def test_numbers_of_tokens_move_with_them(batch):
     numbers = np.random.default_rng(1).random(batch.input_ids.shape).astype(np.float32)
     moved = layout.move(numbers)
     np.testing.assert_array_equal(moved[1], [*numbers[4, :7], *numbers[0, :5]])
+
+
+def test_tokens_know_where_they_stood_in_the_whole_batch(batch):
+    """Of which these are the second half of the rows."""
+    shared = share_sequences(batch)
+    packed = lay_out_sequences(batch, shared, 3, part=1, parts=2).pack(batch)
+    rows = len(batch.input_ids)
+    whole = np.concatenate([np.zeros_like(batch.input_ids), batch.input_ids])
+    assert packed.unpacked.rows == 2 * rows
+    real = packed.segment_ids != 0
+    assert packed.unpacked.places[real].min() >= rows * LENGTH
+    np.testing.assert_array_equal(whole.reshape(-1)[packed.unpacked.places][real], packed.input_ids[real])

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from models.packed_texts import LENGTH, loss_and_gradient, make_arrays, make_rows, plain
 
 from selecttkd_jax import models
 from selecttkd_jax.models import _splash
-from selecttkd_jax.models._attention import attend, find_served
+from selecttkd_jax.models._attention import find_served
 from selecttkd_jax.sharding import MeshConfig, make_mesh
-
-LENGTH, HEADS, KEY_HEADS, HEAD_DIM = 256, 4, 2, 16
-# Packed texts and padding; one text; a text that begins behind nothing; padding alone.
-TEXTS = [(100, 56, 60), (256,), (7,), ()]
 
 
 @pytest.fixture(autouse=True)
@@ -26,37 +23,12 @@ def interpreted(monkeypatch):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Positions and segments of rows that hold these texts."""
-    positions, segments = np.zeros((2, len(TEXTS), LENGTH), np.int32)
-    for row, texts in enumerate(TEXTS):
-        start = 0
-        for number, count in enumerate(texts, 1):
-            positions[row, start : start + count] = np.arange(count)
-            segments[row, start : start + count] = number
-            start += count
-        positions[row, start:] = np.arange(start, LENGTH)
-    return positions, segments
+    return make_rows()
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    rng = np.random.default_rng(0)
-    heads = (HEADS, KEY_HEADS, KEY_HEADS)
-    return tuple(rng.normal(size=(len(TEXTS), LENGTH, count, HEAD_DIM)).astype(np.float32) for count in heads)
-
-
-def plain(queries, keys, values, positions, segments):
-    mask = positions[:, None, :] <= positions[:, :, None]
-    mask &= (segments[:, None, :] == segments[:, :, None]) & (segments != 0)[:, None, :]
-    return attend(queries, keys, values, mask)
-
-
-def loss_and_gradient(attention, arrays, segments):
-    def loss(arrays):
-        mixed = attention(*arrays)
-        return jnp.sum(jnp.where((segments != 0)[..., None, None], jnp.sin(mixed), 0.0))
-
-    return jax.jit(jax.value_and_grad(loss))(arrays)
+    return make_arrays()
 
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, tensor=2)], ids=["alone", "mesh"])

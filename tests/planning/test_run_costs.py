@@ -30,7 +30,8 @@ def lenient():
 @pytest.fixture(scope="module")
 def run(config):
     """A run of 30 steps with its pair, its step and that step's costs."""
-    run = replace(config, training=replace(config.training, steps=30, eval_every=12))
+    training, data = replace(config.training, steps=30, eval_every=12), replace(config.data, packing="off")
+    run = replace(config, training=training, data=data)
     pair = runs.abstract_pair(run)
     step = planning.compile_step(run, pair, DEVICES)
     return run, pair, step, planning.estimate(run, TARGET, step)
@@ -55,19 +56,19 @@ def test_padding_costs_what_packing_saves(run):
     config, pair, step, costs = run
     found = _run.padding(config, pair, TARGET, DEVICES, step, 0.25)
     assert found.costs.step_seconds < costs.step_seconds  # the head visits a quarter of the positions
-    assert found.packed is not None
-    gain = found.costs.step_seconds / (found.packed.step_seconds * 0.25 / 0.96)
-    assert found.gain == pytest.approx(gain) and 2 < gain < 4
+    assert found.sequences == 8  # of 16 rows: four would do, and each of the mesh's devices has one
+    gain = found.costs.step_seconds / found.packed.step_seconds
+    assert found.gain == pytest.approx(gain) and 1 < gain < 2
     said = padding_report(config, found)
     assert f"fill 25% of {config.data.max_length} tokens" in said and f"{gain:.2f} times as many" in said
 
 
 def test_what_is_packed_already_is_told_what_it_costs_alone(run):
     config, pair, step, _ = run
-    packed = replace(config, data=replace(config.data, packing=True))
+    alone = _run.padding(config, pair, TARGET, DEVICES, step, 0.25)
+    packed = replace(config, data=replace(config.data, packing="rows"))
     found = _run.padding(packed, pair, TARGET, DEVICES, step, 0.25)
-    assert found.packed is None and found.gain is None
-    assert "Packed" not in padding_report(packed, found)
+    assert (found.sequences, found.gain) == (alone.sequences, pytest.approx(alone.gain))
 
 
 def test_writing_is_planned_for_the_models_that_write(run):
@@ -107,7 +108,7 @@ def test_the_command_says_all_of_it(config, tmp_path, capsys, monkeypatch):
         "The run of full rows",
         "at 2 an hour",
         "Padding: rows that fill 40%",
-        "Packed (data.packing",
+        "Packed: in 8 sequences",
         "| writing",
     ):
         assert said in out
@@ -125,7 +126,7 @@ def test_a_packed_step_that_does_not_fit_says_nothing_of_the_configured_one(conf
     compile_step = _run.compile_step
 
     def only_unpacked(config, pair, devices):
-        if config.data.packing:
+        if config.data.packing != "off":
             raise planning.TooLargeError("it wants 96 G of 16 G")
         return compile_step(config, pair, devices)
 
@@ -158,7 +159,7 @@ def test_a_run_by_epochs_says_why_it_has_no_hours(config, tmp_path, capsys, monk
 
 
 def test_fill_is_for_rows_that_are_not_packed(config, tmp_path, capsys, monkeypatch):
-    assert plan_on(2**33, config, tmp_path, monkeypatch, "--fill", "0.4", "--data.packing") == 2
+    assert plan_on(2**33, config, tmp_path, monkeypatch, "--fill", "0.4", "--data.packing", "sequences") == 2
     assert "--fill is for rows with padding behind them" in capsys.readouterr().err
 
 

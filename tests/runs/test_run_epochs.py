@@ -48,7 +48,7 @@ def test_a_run_by_epochs_resumes_and_other_epochs_are_another_run(config, tmp_pa
 
 
 def test_packed_epochs_are_shorter(config, tmp_path):
-    run = runs.train(by_epochs(config, 1.0, tmp_path / "run", packing=True, batch_size=2, max_length=96))
+    run = runs.train(by_epochs(config, 1.0, tmp_path / "run", packing="sequences", batch_size=2, max_length=96))
     assert steps_of(run) < 9  # without packing, batches of two
 
 

@@ -54,7 +54,7 @@ def test_what_changes_rows_makes_them_anew_and_nothing_else_does(config, tmp_pat
     kept = changed(config, cache=str(tmp_path / "rows"))
     _prepare.prepare(kept)
     assert len(tokenized) == 2
-    for same in (changed(kept, batch_size=2), changed(kept, packing=True)):
+    for same in (changed(kept, batch_size=2), changed(kept, packing="rows")):
         _prepare.prepare(same)
     assert len(tokenized) == 2
     for count, other in enumerate(

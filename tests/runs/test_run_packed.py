@@ -11,11 +11,13 @@ import pytest
 from runs.tiny_run import with_output
 
 from selecttkd_jax import models, runs
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.generation import Sampling
-from selecttkd_jax.methods import DistiLlm2, Gkd, MiniLlm
+from selecttkd_jax.methods import DistiLlm2, Gkd, Kd, MiniLlm
 from selecttkd_jax.metrics import read_metrics
 from selecttkd_jax.progress import StepProgress
+from selecttkd_jax.sharding import make_mesh
 
 CLOCKS = {"step_seconds", "tokens_per_second"}
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("lenient_promotion")
 
 
 def pack(config, output):
-    data = dataclasses.replace(config.data, packing=True, batch_size=2)
+    data = dataclasses.replace(config.data, packing="sequences", batch_size=2)
     return with_output(dataclasses.replace(config, data=data), output)
 
 
@@ -63,7 +65,7 @@ def test_a_batch_that_is_mostly_padding_says_what_helps(config, tmp_path, caplog
         caplog.clear()
         with caplog.at_level(logging.INFO):
             runs.train(with_output(short, tmp_path / str(length)))
-        assert ("of a batch is padding: data.packing = true" in caplog.text) is expected
+        assert ("of a batch is padding: data.packing = sequences" in caplog.text) is expected
 
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
@@ -72,15 +74,16 @@ SAMPLING = Sampling(temperature=1.0, max_new_tokens=8)
 @pytest.mark.parametrize(
     "method",
     [
+        Kd(),
         Gkd(sampling=SAMPLING, student_share=0.7),
         DistiLlm2(sampling=SAMPLING, adaptive_alpha="released", reference_steps=2),
         MiniLlm(sampling=SAMPLING, rollouts=4, passes=2, pretraining=1.0),
     ],
-    ids=["gkd", "distillm2", "minillm"],
+    ids=["kd", "gkd", "distillm2", "minillm"],
 )
-def test_rows_that_were_just_written_share_sequences_and_are_learned_from_as_alone(config, tmp_path, method, caplog):
+def test_rows_that_share_sequences_are_learned_from_as_alone(config, tmp_path, method, caplog):
     (Path(config.models.student) / "generation_config.json").unlink(missing_ok=True)  # the teacher's stop tokens
-    objective = ObjectiveConfig(verifier="greedy_top_k", k=2, floor=0.05, expected=True)
+    objective = ObjectiveConfig(verifier="spec_k", k=2, floor=0.05)  # draws, too, are those of rows
     training = dataclasses.replace(config.training, steps=4, eval_every=4, micro_batches=1)
     logs = dataclasses.replace(config.logging, samples_every=2)
     longer = dataclasses.replace(config.data, max_length=96, batch_size=8)
@@ -88,7 +91,7 @@ def test_rows_that_were_just_written_share_sequences_and_are_learned_from_as_alo
         config, method=method, objective=objective, training=training, data=longer, logging=logs
     )
     alone = runs.train(with_output(written, tmp_path / "alone"))
-    packing = dataclasses.replace(written, data=dataclasses.replace(longer, packing=True))
+    packing = dataclasses.replace(written, data=dataclasses.replace(longer, packing="rows"))
     with caplog.at_level(logging.DEBUG, "selecttkd_jax.sources"):
         packed = runs.train(with_output(packing, tmp_path / "packed"))
     used = [int(number) for number in re.findall(r"packed: 8 rows share (\d) sequences", caplog.text)]
@@ -98,3 +101,21 @@ def test_rows_that_were_just_written_share_sequences_and_are_learned_from_as_alo
         assert {name: ours[name] for name in compared} == pytest.approx(
             {name: theirs[name] for name in compared}, rel=1e-5, abs=1e-6
         ), theirs["step"]
+
+
+def test_auto_is_rows_where_a_kernel_serves_them(config, monkeypatch):
+    mesh, pair = make_mesh(config.mesh), runs.abstract_pair(config)
+    assert config.data.packing == "auto" and runs.choose_packing(config, pair, mesh).data.packing == "off"
+
+    def only_packed(*arguments, packed, **options):
+        return ("splash" if packed else "xla"), "a test"
+
+    monkeypatch.setattr(models, "choose_attention", only_packed)
+    assert runs.choose_packing(config, pair, mesh).data.packing == "rows"
+    off = dataclasses.replace(config, data=dataclasses.replace(config.data, packing="off"))
+    assert runs.choose_packing(off, pair, mesh) == off
+
+
+def test_sequences_are_filled_before_a_run_from_responses_alone(config):
+    with pytest.raises(InputError, match="method gkd learns from more than those: take rows"):
+        dataclasses.replace(pack(config, Path("run")), method=Gkd(sampling=SAMPLING))

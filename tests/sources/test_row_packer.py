@@ -1,11 +1,13 @@
 """How many sequences a batch takes, and what is placed of each kind of batch."""
 
+import jax
 import numpy as np
 import pytest
 
 from selecttkd_jax.data import Responses, Rollouts, Rows, WithCorpus, eval_batches
 from selecttkd_jax.sharding import MeshConfig, make_mesh
 from selecttkd_jax.sources import RowPacker
+from selecttkd_jax.training._draws import draw_uniforms
 
 LENGTH = 16
 
@@ -64,3 +66,11 @@ def test_a_mesh_has_its_share_of_each_number():
     packed = RowPacker(mesh, 16, 8)(batch_of(*(2,) * 16, rows=16))
     assert packed.input_ids.shape == (8, LENGTH)
     assert {shard.data.shape for shard in packed.input_ids.addressable_shards} == {(2, LENGTH)}
+
+
+def test_draws_are_those_of_the_rows(mesh):
+    batch = batch_of(5, 16, 3, 4, 7, 1)
+    packed, key = RowPacker(mesh, 8, 1)(batch), jax.random.key(3)
+    alone, together = np.asarray(draw_uniforms(key, batch)), np.asarray(draw_uniforms(key, packed))
+    assert together.shape == (3, LENGTH)
+    np.testing.assert_array_equal(together[1], [*alone[4, :7], *alone[0, :5], *alone[3, :4]])
