@@ -9,10 +9,10 @@ Each start is a process of its own, with the tokenizer of SmolLM2 and rows of up
 read, rendered, tokenised and kept; the second start reads it back. Before them one start makes the rows in one process
 (data.workers = 1) and keeps nothing; the first start makes them in as many as there are cores. `rows_s` is the time
 until rows are there, with tokenizers and checks. `traced_s` and `compiled_s` are the time of the step's program:
-SmolLM2-135M teaches itself, four rows a batch. `rows_mib` is the largest resident set until rows are there, in which
-pages of a mapped file count where they were touched, and `worker_mib` that of the largest process that makes rows.
+SmolLM2-135M teaches itself, four rows a batch.
 
-Expected:  the second start takes seconds where the first takes minutes, and compiles in a fifth of the time at most.
+Expected:  the second start has its rows in a tenth of the time, and compiles in a fifth at most. The committed lines
+           are of 40,000 rows on a machine that had a load of 19 on its two cores: there the second process brought 4 %.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from demo.run import TEACHER_PACKAGE
 from selecttkd_jax import models
 
 START = """
-import resource, sys, time
+import sys, time
 import jax
 from selecttkd_jax.compilation import keep_programs
 from selecttkd_jax.runs import _prepare, config_from_dict, specify_step
@@ -56,9 +56,8 @@ config = config_from_dict(
 began = time.perf_counter()
 prepared = _prepare.prepare(config)
 marks = [began, time.perf_counter()]
-peaks = [resource.getrusage(whose).ru_maxrss // 1024 for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 if workers:
-    print(len(prepared.train_rows), f"{marks[1] - marks[0]:.2f}", "-", "-", *peaks)
+    print(len(prepared.train_rows), f"{marks[1] - marks[0]:.2f}", "-", "-")
     sys.exit()
 keep_programs(folder + "/programs")
 mesh = make_mesh(config.mesh)
@@ -70,7 +69,7 @@ with jax.set_mesh(mesh):
     lowered.compile()
     marks.append(time.perf_counter())
 seconds = [marks[1] - marks[0], marks[3] - marks[2], marks[4] - marks[3]]
-print(len(prepared.train_rows), *(f"{number:.2f}" for number in seconds), *peaks)
+print(len(prepared.train_rows), *(f"{number:.2f}" for number in seconds))
 """
 
 
@@ -95,7 +94,7 @@ def main() -> None:
                 text=True,
                 check=True,
             )
-            names = ("rows", "rows_s", "traced_s", "compiled_s", "rows_mib", "worker_mib")
+            names = ("rows", "rows_s", "traced_s", "compiled_s")
             lines.append({"start": start} | dict(zip(names, said.stdout.split(), strict=True)))
             print(lines[-1], flush=True)
     here = {"date": datetime.date.today().isoformat(), **describe()}
