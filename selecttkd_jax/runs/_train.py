@@ -177,7 +177,8 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, held: ExitStack) 
 
     # Resume, if there is something to resume.
     pending: tuple[str, ...] = ()
-    check_room(directory / "checkpoints", state)
+    if latest_step(directory / "checkpoints") != config.training.steps:
+        check_room(directory / "checkpoints", state)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints, identity)
     if checkpoints.latest_step is not None:
         template = abstract_state(state)
