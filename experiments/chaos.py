@@ -265,7 +265,7 @@ def main() -> int:
                 outcome = trials.run(replace(config, output=str(wholes[name])))
                 longest[name] = time.monotonic() - began
                 if outcome.code != 0:
-                    print(outcome.log)
+                    print(f"exit code {outcome.code}: {outcome.log}")
                     return 1
         wanted = {"killed": options.kills, "told": options.signals, "full": options.full}
         for kind, count in wanted.items():

@@ -81,7 +81,7 @@ def _end_early(error: KeyboardInterrupt, command: list[str]) -> int:
     told = error if isinstance(error, Interrupted) else Interrupted()
     _say(f"ended by {told}")
     words = command[1:]
-    if "train" in words or ("generate" in words and "--output" in words):
+    if "train" in words or ("generate" in words and any(word.startswith("--output") for word in words)):
         _say(f"to go on: {shlex.join(command)}")
     code = 128 + told.signum
     # Where all processes end together, they wait for each other.

@@ -200,7 +200,8 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
 
     # Resume, if there is something to resume.
     pending: tuple[str, ...] = ()
-    check_room(directory / "checkpoints", state)
+    if latest_step(directory / "checkpoints") != config.training.steps:
+        check_room(directory / "checkpoints", state)
     checkpoints = Checkpoints(directory / "checkpoints", config.training.keep_checkpoints, identity)
     if checkpoints.latest_step is not None:
         template = abstract_state(state)
