@@ -240,6 +240,16 @@ def configurations(root: Path) -> dict[str, Any]:
     return {"kd": stored, "gkd": writing}
 
 
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes what was tried so far, under the command that tried it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        file.write(f"# python experiments/chaos.py {' '.join(sys.argv[1:])}\n")
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
 def main() -> int:
     """Tries, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,17 +290,12 @@ def main() -> int:
                     row |= {"tried": 1, "as it should be": "NO", "what": str(fault)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
+                write_table(options.table, rows)
                 if row["as it should be"] == "NO":
                     break
                 # A run that was never hit counts as one, so that this ends.
                 done += max(row["tried"], 1)
                 number += 1
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    with options.table.open("w", newline="") as file:
-        file.write(f"# python experiments/chaos.py {' '.join(sys.argv[1:])}\n")
-        table = csv.DictWriter(file, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
     bad = [row for row in rows if row["as it should be"] == "NO"]
     for kind in wanted:
         print(f"{kind}: {sum(row['tried'] for row in rows if row['kind'] == kind)} tried")

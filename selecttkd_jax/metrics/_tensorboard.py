@@ -24,7 +24,7 @@ class Board:
 
     def __init__(self, directory: Path, first_step: int):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._writer: Any = None
         try:
@@ -66,7 +66,7 @@ class Board:
             self._give_up(error)
 
     def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
         try:
             if self._writer is not None:

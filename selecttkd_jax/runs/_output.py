@@ -12,6 +12,7 @@ from typing import Any
 
 import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from selecttkd_jax._errors import InputError
@@ -84,4 +85,4 @@ def check_room(directory: Path, state: Any) -> None:
 
 
 def _is_plain(leaf: Any) -> bool:
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
