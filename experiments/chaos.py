@@ -203,7 +203,8 @@ def told(trials: Trials, config: Any, whole: Path, longest: float, number: int) 
 def full(trials: Trials, config: Any, whole: Path, longest: float, number: int) -> tuple[int, str]:
     """No file may be larger than a random number of bytes, as on a full disk; then it may."""
     del longest
-    run, most = trials.root / f"full_{number}", int(2 ** trials.random.uniform(8, 17))
+    # No less than the log takes, which is a file, too.
+    run, most = trials.root / f"full_{number}", int(2 ** trials.random.uniform(14, 17))
     outcome = trials.run(replace(config, output=str(run)), most_bytes=most)
     check_log(outcome.log)
     lines = [line for line in outcome.log.splitlines() if line.startswith("selecttkd: error: ")]
