@@ -203,7 +203,8 @@ def told(trials: Trials, config: Any, whole: Path, longest: float, number: int) 
 def full(trials: Trials, config: Any, whole: Path, longest: float, number: int) -> tuple[int, str]:
     """No file may be larger than a random number of bytes, as on a full disk; then it may."""
     del longest
-    run, most = trials.root / f"full_{number}", int(2 ** trials.random.uniform(8, 17))
+    # No less than the log takes, which is a file, too.
+    run, most = trials.root / f"full_{number}", int(2 ** trials.random.uniform(14, 17))
     outcome = trials.run(replace(config, output=str(run)), most_bytes=most)
     check_log(outcome.log)
     lines = [line for line in outcome.log.splitlines() if line.startswith("selecttkd: error: ")]
@@ -238,6 +239,16 @@ def configurations(root: Path) -> dict[str, Any]:
     objective = replace(config.objective, divergence=None)
     writing = replace(stored, training=few, method=Gkd(sampling=Sampling(max_new_tokens=8)), objective=objective)
     return {"kd": stored, "gkd": writing}
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes what was tried so far, under the command that tried it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        file.write(f"# python experiments/chaos.py {' '.join(sys.argv[1:])}\n")
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def main() -> int:
@@ -280,17 +291,12 @@ def main() -> int:
                     row |= {"tried": 1, "as it should be": "NO", "what": str(fault)}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
+                write_table(options.table, rows)
                 if row["as it should be"] == "NO":
                     break
                 # A run that was never hit counts as one, so that this ends.
                 done += max(row["tried"], 1)
                 number += 1
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    with options.table.open("w", newline="") as file:
-        file.write(f"# python experiments/chaos.py {' '.join(sys.argv[1:])}\n")
-        table = csv.DictWriter(file, fieldnames=list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
     bad = [row for row in rows if row["as it should be"] == "NO"]
     for kind in wanted:
         print(f"{kind}: {sum(row['tried'] for row in rows if row['kind'] == kind)} tried")

@@ -28,8 +28,8 @@ def rows_of_finished(directory: Path) -> list[Row] | None:
     if exported and last == config.training.steps:
         logger.info("the run in %s is finished: step %d, and its checkpoints were deleted", directory, last)
         return rows
-    # The second save waits for the first.
-    if exported or last >= 2 * config.training.save_every:
+    # The second save waits for the first, and ends a run whose first one failed: beyond it, there was a checkpoint.
+    if exported or last > 2 * config.training.save_every:
         raise InputError(
             f"output {directory} holds a run of {last} steps without its checkpoints, so that it cannot go on; put "
             f"{directory / 'checkpoints'} back, or choose another output"
