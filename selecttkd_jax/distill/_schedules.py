@@ -12,6 +12,7 @@ from selecttkd_jax._array_types import Array, Scalar
 from selecttkd_jax._errors import check_at_least, check_one_of
 
 SCHEDULES = ("constant", "linear", "cosine")
+"""How a number moves from a run's first step to its last: see `Schedule`."""
 
 
 @dataclass(frozen=True)

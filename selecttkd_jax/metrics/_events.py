@@ -11,6 +11,7 @@ from typing import Any
 from selecttkd_jax._outside_files import first_line
 
 EVENTS_FILE = "events.jsonl"
+"""The file's name in a run's directory."""
 
 Event = dict[str, Any]
 """A line of the file: `time` (UTC, ISO 8601), `event` (its kind) and what is known of it."""

@@ -99,7 +99,8 @@ def test_python_runs_as_pasted(page, block, folder, monkeypatch):
 def test_toml_is_a_configuration(page, block):
     given = tomllib.loads(block)
     method = {"method": {"name": "gkd"}} if "engine" in given else {}  # one that lets the student write
-    config_from_dict(merged(WHOLE | method, given), page)
+    data = {"data": {}} if "sources" in given.get("data", {}) else {}  # in the place of data.train
+    config_from_dict(merged(WHOLE | method | data, given), page)
 
 
 def test_the_first_run_is_the_file_that_its_page_shows():

@@ -24,7 +24,6 @@ NAMED_TEMPLATES = "additional_chat_templates"
 # The model card. One of ours has this line, and is replaced with the model; another one is its author's.
 CARD = "README.md"
 CARD_MARK = "<!-- Written by selecttkd_jax: an export into this directory replaces this file. -->"
-# All that a directory of a model or an adapter may hold, as patterns.
 MODEL_FILES = (
     "config.json",
     "adapter_config.json",
@@ -34,6 +33,7 @@ MODEL_FILES = (
     *COMPANIONS,
     f"{NAMED_TEMPLATES}/*.jinja",
 )
+"""All that a directory of a model or an adapter may hold, as patterns."""
 
 
 def copy_companions(source: Path, directory: Path) -> None:
