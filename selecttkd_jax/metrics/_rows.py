@@ -13,6 +13,7 @@ from selecttkd_jax._outside_files import parse_json, reading
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
+"""The numbers of a step, by name."""
 
 JSONL, TABLE = "metrics.jsonl", "metrics.csv"
 
