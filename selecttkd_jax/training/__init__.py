@@ -1,6 +1,6 @@
 """Protocols of losses and sources, the step that takes any loss, the loop that takes any source; optimizer, state."""
 
-from selecttkd_jax.training._checkpoint import Checkpoints, Restored, latest_step
+from selecttkd_jax.training._checkpoint import Checkpoints, Restored, latest_step, list_steps
 from selecttkd_jax.training._diagnosis import find_broken_logits
 from selecttkd_jax.training._health import Health
 from selecttkd_jax.training._integrity import LeafCheck, check_leaves, combine_checksums, list_not_finite
@@ -25,7 +25,7 @@ from selecttkd_jax.training._protocols import (
 from selecttkd_jax.training._state import TrainState, abstract_state, init_state, state_shardings, stream_key
 from selecttkd_jax.training._step import StepMetrics, TrainStep, make_train_step
 from selecttkd_jax.training._surveyed import RankedStream, SurveyedStream
-from selecttkd_jax.training._trained import Trained, in_host_memory, list_steps, read_trained
+from selecttkd_jax.training._trained import Trained, in_host_memory, read_trained
 
 __all__ = [
     "Checkpoints",

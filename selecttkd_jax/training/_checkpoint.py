@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ class Checkpoints:
 
         Raises:
             InputError: The state is not finite, or the directory would not take it, or the save before this one failed.
+            MemoryError, JaxRuntimeError: There is no memory for the copy.
         """
         step = int(state.step)
         if step == self.latest_step:
@@ -104,13 +106,12 @@ class Checkpoints:
         }
         record["checksum"] = checksum_record(record)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record))
-        try:
-            # Forced, since Orbax passes over any step below the newest folder's without a word.
-            taken = self._manager.save(step, args=args, force=True)
-        except StepAlreadyExistsError:
-            taken = False
-        except Exception as error:
-            raise self._failed(error) from error
+        with self._writing():
+            try:
+                # Forced, since Orbax passes over any step below the newest folder's without a word.
+                taken = self._manager.save(step, args=args, force=True)
+            except StepAlreadyExistsError:
+                taken = False
         if not taken:
             raise InputError(
                 f"{self._directory} takes no checkpoint of step {step}: a folder of that step, or of a later one, was "
@@ -148,23 +149,26 @@ class Checkpoints:
         Raises:
             InputError: It failed.
         """
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits for the save under way, and for the threads of the manager; raises nothing that `wait` would not."""
-        try:
+        with self._writing():
             self._manager.close()
-        except Exception as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> InputError:
-        left = latest_step(self._directory)
-        resumes = "nothing was saved before" if left is None else f"the same command resumes from step {left}"
-        said = _full_disk(error) or first_line(error)[:160]  # TensorStore appends all its options
-        return InputError(f"{self._directory}: a checkpoint could not be written ({said}); {resumes}")
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside it, whatever Orbax and its storage raise is an InputError, but for memory that ran out."""
+        try:
+            yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            left = latest_step(self._directory)
+            resumes = "nothing was saved before" if left is None else f"the same command resumes from step {left}"
+            said = _full_disk(error) or first_line(error)[:160]  # TensorStore appends all its options
+            raise InputError(f"{self._directory}: a checkpoint could not be written ({said}); {resumes}") from error
 
     def _try(self, step: int, template: TrainState) -> tuple[Restored | None, str]:
         """The checkpoint of a step, or what is wrong with it.
@@ -178,9 +182,9 @@ class Checkpoints:
         except _Damaged as error:
             fault = str(error)
         except Exception as error:  # whatever Orbax and its storage make of bytes that are not theirs
-            said = (str(error).strip() or "no more is said").splitlines()[0]
-            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said or _is_passing(error):
+            if is_out_of_memory(error) or _is_passing(error):
                 raise
+            said = (str(error).strip() or "no more is said").splitlines()[0]
             fault = f"it cannot be read ({type(error).__name__}: {said[:160]})"  # TensorStore appends all its options
         if jax.process_count() > 1:
             raise InputError(
@@ -235,10 +239,22 @@ class Checkpoints:
         self._manager.reload()
 
 
+def list_steps(directory: Path) -> list[int]:
+    """The steps of the whole checkpoints in `directory`, in their order; nothing is made, nobody waited for."""
+    names = (path.name for path in directory.glob("step_*"))
+    return sorted(int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
+
+
 def latest_step(directory: Path) -> int | None:
-    """The step of the newest whole checkpoint in `directory`, or None; nothing is made, nobody waited for."""
-    names = [path.name for path in directory.glob("step_*")]
-    return max((int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name)), default=None)
+    """The step of the newest whole checkpoint in `directory`, or None."""
+    return max(list_steps(directory), default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or on the host."""
+    # TensorStore says RESOURCE_EXHAUSTED of a full disk, too.
+    exhausted = "RESOURCE_EXHAUSTED" in first_line(error) and _full_disk(error) is None
+    return isinstance(error, MemoryError) or exhausted
 
 
 def _full_disk(error: BaseException | None) -> str | None:

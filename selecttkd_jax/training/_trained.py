@@ -1,6 +1,5 @@
 """What was trained, out of one checkpoint: without the optimizer's moments, and while the run may go on."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import orbax.checkpoint as ocp
 
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.training._checkpoint import checksum_record, list_shapes
+from selecttkd_jax.training._checkpoint import checksum_record, is_out_of_memory, list_shapes, list_steps
 from selecttkd_jax.training._integrity import check_leaves
 
 
@@ -23,12 +22,6 @@ class Trained(NamedTuple):
 
     params: Params
     identity: dict[str, Any]
-
-
-def list_steps(directory: Path) -> list[int]:
-    """The steps of the whole checkpoints in `directory`, in their order."""
-    names = (path.name for path in directory.glob("step_*"))
-    return sorted(int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
 
 
 def read_trained(directory: Path, step: int, template: Params) -> Trained:
@@ -52,6 +45,8 @@ def read_trained(directory: Path, step: int, template: Params) -> Trained:
         metadata = ocp.PyTreeCheckpointHandler().metadata(folder / "state")  # pyright: ignore[reportArgumentType]
         saved = list_shapes(metadata.tree["params"])
     except Exception as error:  # whatever Orbax and its storage make of bytes that are not theirs
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder} cannot be read ({type(error).__name__}); take another step") from error
     if not isinstance(record, dict) or record.pop("checksum", None) != checksum_record(record):
         raise InputError(f"{folder}: its record of position and checksums has changed since it was saved")
@@ -70,7 +65,7 @@ def read_trained(directory: Path, step: int, template: Params) -> Trained:
     try:
         params = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder / "state", args=arguments)["params"]
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(f"{folder} cannot be read ({type(error).__name__}); take another step") from error
     for path, check in check_leaves({"params": params}).items():
@@ -80,6 +75,10 @@ def read_trained(directory: Path, step: int, template: Params) -> Trained:
 
 
 def in_host_memory(shapes: Params) -> Params:
-    """A template that is read to this process's memory, whatever devices there are."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    """A template that is read to this process's memory; to its first device where JAX was told to leave the CPU out."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        device = jax.local_devices()[0]
+    held = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=held), shapes)

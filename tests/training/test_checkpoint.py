@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from selecttkd_jax._errors import InputError
-from selecttkd_jax.training import Checkpoints, init_state
+from selecttkd_jax.training import Checkpoints, in_host_memory, init_state, read_trained
 
 
 def state_of(width, seed=0):
@@ -171,3 +172,55 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value, where):
         checkpoints.save(state, {})
     checkpoints.close()
     assert not list(tmp_path.glob("step_*"))
+
+
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7516192768 bytes."
+# As TensorStore words it.
+FULL_DISK = "RESOURCE_EXHAUSTED: Error writing: Failed to write 4 bytes: No space left on device [os_error_code='28']"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), MemoryError),
+        (jax.errors.JaxRuntimeError(OUT_OF_MEMORY), jax.errors.JaxRuntimeError),
+        (ValueError(FULL_DISK), InputError),
+    ],
+    ids=["host", "device", "disk"],
+)
+def test_memory_that_ran_out_is_neither_a_failed_write_nor_damage(tmp_path, monkeypatch, error, expected):
+    save_steps(tmp_path, steps=(1,))
+    checkpoints, state = Checkpoints(tmp_path), state_of(5)
+    state.step = jnp.int32(2)
+
+    def fail(*arguments, **options):
+        raise error
+
+    for name, call in (
+        ("save", lambda: checkpoints.save(state, {})),
+        ("wait_until_finished", checkpoints.wait),
+        ("close", checkpoints.close),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(expected) as raised:
+            patch.setattr(checkpoints._manager, name, fail)
+            call()
+        if expected is InputError:
+            assert "could not be written (No space left on device); the same command resumes" in str(raised.value)
+    checkpoints.close()
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    with pytest.raises(expected):
+        read_trained(tmp_path, 1, in_host_memory(state.params))
+
+
+def test_weights_are_read_to_the_first_device_where_jax_leaves_the_cpu_out(tmp_path, monkeypatch):
+    save_steps(tmp_path, steps=(1,))
+    all_devices = jax.local_devices
+
+    def without_cpu(*arguments, backend=None, **options):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu. Available backends are ['cuda']")
+        return all_devices(*arguments, **options)
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    trained = read_trained(tmp_path, 1, in_host_memory(state_of(5).params))
+    assert jnp.array_equal(trained.params["layers"]["kernel"], jnp.arange(15.0).reshape(3, 5) + 1)
