@@ -18,18 +18,33 @@ Row = dict[str, float]
 JSONL, TABLE = "metrics.jsonl", "metrics.csv"
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path, *, strict: bool = True) -> list[Row]:
     """Reads `metrics.jsonl`; a last line that is being written, or was torn by a kill, is left out.
 
+    Args:
+        path: The file.
+        strict: False leaves out every line that is no row, with a warning.
+
     Raises:
-        InputError: It cannot be read, or a line before is not a row of finite numbers with a step.
+        InputError: It cannot be read, or `strict`, and a line before is not a row of finite numbers with a step.
     """
     rows = []
     for source, line in read_lines(path):
-        if not _is_row(value := parse_json(line, source)):
-            raise InputError(f"{source} is not a row of numbers with a step")
+        try:
+            if not _is_row(value := parse_json(line, source)):
+                raise InputError(f"{source} is not a row of numbers with a step")
+        except InputError as error:
+            if strict:
+                raise
+            logger.warning("left out: %s", error)
+            continue
         rows.append(value)
     return rows
+
+
+def held_out_numbers(row: Row) -> dict[str, float]:
+    """The held-out numbers in a row."""
+    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
 
 
 def rows_until(directory: Path, step: int) -> list[Row]:
@@ -41,15 +56,9 @@ def rows_until(directory: Path, step: int) -> list[Row]:
     found: dict[int, Row] = {}
     twice: set[int] = set()
     if (directory / JSONL).exists():
-        for source, line in read_lines(directory / JSONL):
-            try:
-                row = parse_json(line, source)
-            except InputError as error:
-                logger.warning("left out: %s", error)
-                continue
-            if _is_row(row):
-                if found.setdefault(int(row["step"]), row) != row:
-                    twice.add(int(row["step"]))
+        for row in read_metrics(directory / JSONL, strict=False):
+            if found.setdefault(int(row["step"]), row) != row:
+                twice.add(int(row["step"]))
     for other in twice:
         del found[other]
     lacking = [number for number in range(step + 1) if number not in found]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from selecttkd_jax.reporting._record import RunRecord, name_apart
@@ -73,18 +72,27 @@ def in_words(value: Any) -> str:
     """An option's value for a table."""
     if value is None:
         return "left out"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    if value and all(isinstance(one, dict) for one in value):
+        return ", ".join(map(_source_in_words, value))
+    return " ".join(map(str, value))
+
+
+def _source_in_words(source: dict[str, Any]) -> str:
+    """`rows.jsonl (weight 3)`: a table of `[[data.sources]]`."""
+    others = [f"{name} {in_words(value)}" for name, value in source.items() if name != "path"]
+    return f"{source.get('path', '')} ({', '.join(others)})" if others else str(source.get("path", ""))
 
 
 def _summary(run: RunRecord) -> dict[str, Any]:
     step, numbers = run.evaluated[-1] if run.evaluated else (None, {})
-    pace = [row["tokens_per_second"] for row in run.rows if "tokens_per_second" in row]
     return {
         "directory": str(run.directory),
         "state": run.state,
         "step": run.step,
         "seconds": run.seconds,
-        "tokens_per_second": median(pace) if pace else None,
+        "tokens_per_second": run.tokens_per_second,
         "evaluated_at": step,
         "held_out": numbers,
     }

@@ -18,12 +18,13 @@ _GENERATOR = "selecttkd_jax"
 _SAMPLES = 6  # shown of a run; as many again on request
 _EVENTS = 200
 _REJECTED = 0.5  # acceptance below which a token is marked, as in samples.jsonl
-# Options that are read first; those of the method, the objective and adapters are, too.
+# Options that are read first, and sections.
 _FIRST = (
     "seed",
     "models.teacher",
     "models.student",
     "data.train",
+    "data.sources",
     "data.held_out",
     "data.batch_size",
     "data.max_length",
@@ -32,6 +33,7 @@ _FIRST = (
     "training.steps",
     "training.epochs",
 )
+_FIRST_SECTIONS = ("method.", "objective.", "selection.", "lora.")
 _STARTS = ("start", "resume", "extend")
 
 
@@ -96,9 +98,8 @@ def _tiles(run: RunRecord) -> str:
                 change = f"{before[name]:.3f} → {change}"
             tiles.append((change, label))
     tiles.append((in_hours(run.seconds), "in steps"))
-    pace = [row["tokens_per_second"] for row in run.rows if "tokens_per_second" in row]
-    if pace:
-        tiles.append((short_number(sorted(pace)[len(pace) // 2]), "tokens a second (median)"))
+    if run.tokens_per_second is not None:
+        tiles.append((short_number(run.tokens_per_second), "tokens a second (median)"))
     shown = "".join(f'<div class="tile"><b>{escape(value)}</b>{escape(label)}</div>' for value, label in tiles)
     when = f"Held-out numbers of step {first} → step {last}." if last > first else f"Held-out numbers of step {last}."
     return f'<div class="tiles">{shown}</div><p class="soft">{when}</p>'
@@ -112,7 +113,7 @@ def _settings(runs: Sequence[RunRecord], compared: Comparison) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     everything = [[name, *(in_words(run.options.get(name)) for run in runs)] for name in names]
     if len(runs) == 1:
-        first = [row for row in everything if row[0] in _FIRST or row[0].startswith(("method.", "objective.", "lora."))]
+        first = [row for row in everything if row[0] in _FIRST or row[0].startswith(_FIRST_SECTIONS)]
         return table((), first) + details(f"all {len(names)} options", table((), everything))
     differing = table(("option", *compared.names), _rows(compared, options=True))
     if not differing:

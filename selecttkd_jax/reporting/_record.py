@@ -5,11 +5,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home, reading
-from selecttkd_jax.metrics import EVENTS_FILE, Event, Row, read_metrics
+from selecttkd_jax.metrics import EVENTS_FILE, Event, Row, held_out_numbers, read_metrics
 
 # Lines are kept from the end of a file that a long run has filled.
 _MOST_BYTES = 2**24
@@ -23,7 +24,7 @@ class RunRecord:
         directory: The run's.
         name: What to call it.
         options: The options of `config.toml` by their dotted names.
-        rows: Of `metrics.jsonl`, one a step.
+        rows: Of `metrics.jsonl`, one a step, but for lines that are none.
         samples: Of `samples.jsonl`: what a model wrote in training.
         events: Of `events.jsonl`: starts, warnings, stops.
     """
@@ -59,13 +60,15 @@ class RunRecord:
         return sum(row.get("step_seconds", 0.0) for row in self.rows)
 
     @property
+    def tokens_per_second(self) -> float | None:
+        """The median step's; None before the first one."""
+        pace = [row["tokens_per_second"] for row in self.rows if "tokens_per_second" in row]
+        return median(pace) if pace else None
+
+    @property
     def evaluated(self) -> list[tuple[int, dict[str, float]]]:
         """Steps that were evaluated, with their held-out numbers."""
-        found = []
-        for row in self.rows:
-            if numbers := {name.removeprefix("held_out/"): row[name] for name in row if name.startswith("held_out/")}:
-                found.append((int(row["step"]), numbers))
-        return found
+        return [(int(row["step"]), numbers) for row in self.rows if (numbers := held_out_numbers(row))]
 
 
 def read_run(directory: str | Path) -> RunRecord:
@@ -85,7 +88,7 @@ def read_run(directory: str | Path) -> RunRecord:
         directory=directory,
         name=directory.resolve().name,
         options=_flatten(options),
-        rows=read_metrics(metrics) if metrics.is_file() else [],
+        rows=read_metrics(metrics, strict=False) if metrics.is_file() else [],
         samples=_read_lines(directory / "samples.jsonl"),
         events=_read_lines(directory / EVENTS_FILE),
     )

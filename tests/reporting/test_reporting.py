@@ -10,7 +10,8 @@ import pytest
 
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main
-from selecttkd_jax.reporting import read_run, write_report
+from selecttkd_jax.reporting import compare, read_run, write_report
+from selecttkd_jax.reporting._compare import in_words
 from selecttkd_jax.reporting._svg import Series, line_chart, nice_ticks, thin
 
 pytestmark = pytest.mark.one_stack
@@ -79,6 +80,35 @@ def test_runs_are_compared_by_what_they_reached_and_where_they_differ(tmp_path, 
     assert main(["compare", *map(str, runs)]) == 0
     table = capsys.readouterr().out
     assert all(word in table for word in ("1.2500", "2:00 min", "step 4 of 9", "left out", "0.2"))
+
+
+def test_sources_a_budget_and_the_median_pace_are_among_what_is_read_first(tmp_path):
+    run = make_run(tmp_path / "a", rate=0.1)
+    with (run / "config.toml").open("a") as file:
+        file.write('[selection]\nscore = "random"\nfraction = 0.25\n[[data.sources]]\npath = "a.jsonl"\nweight = 3\n')
+        file.write('[[data.sources]]\npath = "b.jsonl"\ncolumns = ["q", "a"]\n')
+    record = read_run(run)
+    first = write_report([record], tmp_path / "report.html").read_text().partition("<details>")[0]
+    for option in ("data.sources", "selection.score", "selection.fraction"):
+        assert option in first
+    assert "a.jsonl (weight 3), b.jsonl (columns q a)" in first
+    assert (
+        "<b>102.5</b>tokens a second (median)" in first and compare([record]).summaries[0]["tokens_per_second"] == 102.5
+    )
+    assert in_words([{"path": "a.jsonl"}]) == "a.jsonl" and in_words([2, "x"]) == "2 x"
+
+
+def test_lines_of_metrics_that_are_no_rows_are_left_out_and_named(tmp_path, capsys):
+    run = make_run(tmp_path / "a", rate=0.1)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2:3] = [lines[2][:10], '{"loss": 1.0}']
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for words in (["report", str(run)], ["compare", str(run), "--json"]):
+        assert main(words) == 0
+        out, err = capsys.readouterr()
+        assert "left out: " in err and "line 3 is not valid JSON" in err and "line 4 is not a row of numbers" in err
+    (said,) = json.loads(out)["runs"]
+    assert said["step"] == 4 and said["seconds"] == 90.0 and said["held_out"]["kl"] == 1.25
 
 
 def test_neither_jax_nor_matplotlib_is_needed(tmp_path):
