@@ -6,7 +6,7 @@ from pathlib import Path
 
 from selecttkd_jax import models
 from selecttkd_jax._errors import InputError
-from selecttkd_jax._outside_files import check_links, expand_home, first_line, read_json_object
+from selecttkd_jax._outside_files import expand_home, first_line, read_json_object, resolve_inside
 from selecttkd_jax._provenance import library_version
 from selecttkd_jax.runs._evaluate import trained_student
 from selecttkd_jax.runs._saved import is_run
@@ -98,12 +98,19 @@ def _find(directory: Path, *, adapter: bool) -> Path:
 
 def _list_files(folder: Path) -> list[str]:
     """What of a folder is a model's: anything else stays here, and a link that leads out of it is refused."""
-    check_links(folder, models.MODEL_FILES)
     found = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [name for name in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in models.MODEL_FILES)]
+    kept = [name for name in found if any(_matches(name, pattern) for pattern in models.MODEL_FILES)]
+    for name in kept:
+        resolve_inside(folder, name, folder)
     if left := sorted(set(found) - set(kept)):
         logger.warning("not uploaded, since no model's: %s%s", ", ".join(left[:5]), " and more" if left[5:] else "")
     return kept
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a file is in the pattern's folder, and called as it says; `*` alone would pass over folders, too."""
+    (folder, _, last), (of, _, like) = name.rpartition("/"), pattern.rpartition("/")
+    return folder == of and fnmatch.fnmatchcase(last, like)
 
 
 def _without_token(text: str) -> str:

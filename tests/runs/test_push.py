@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -111,6 +112,21 @@ def test_a_model_s_files_go_to_a_private_repository_and_nothing_else_does(hub, s
     assert TOKEN not in out + err
     assert main(["push", str(student), "me/open", "--public"]) == 0
     assert hub.repositories["me/open"] is False
+
+
+def test_of_what_is_nested_named_templates_alone_go(hub, student, tmp_path, capsys):
+    shutil.copytree(student, tmp_path / "out")
+    for name in ("old/model.safetensors", "checkpoints/a/b.safetensors", "additional_chat_templates/tools.jinja"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True)
+        (tmp_path / "out" / name).write_text("{{ messages }}")
+    assert main(["push", str(tmp_path / "out"), "me/small"]) == 0
+    assert {name for name in hub.files if "/" in name} == {"additional_chat_templates/tools.jinja"}
+    assert "old/model.safetensors" in capsys.readouterr().err
+    hub.files.clear()
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "out/additional_chat_templates/more.jinja").symlink_to(tmp_path / "secret")
+    assert main(["push", str(tmp_path / "out"), "me/small"]) == 2
+    assert "additional_chat_templates/more.jinja leads out of" in capsys.readouterr().err and not hub.files
 
 
 def test_of_a_run_the_student_goes(hub, student, tmp_path, capsys):
