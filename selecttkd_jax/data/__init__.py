@@ -14,7 +14,7 @@ from selecttkd_jax.data._batches import (
 )
 from selecttkd_jax.data._config import RUN_DATE, DataConfig, SourceConfig
 from selecttkd_jax.data._corpus import read_corpus
-from selecttkd_jax.data._files import fingerprint_rows
+from selecttkd_jax.data._files import fingerprint_rows, is_hub_name
 from selecttkd_jax.data._joining import join_rows
 from selecttkd_jax.data._packing import PackedBatches, pack_batches
 from selecttkd_jax.data._prompts import describe_prompt
@@ -52,6 +52,7 @@ __all__ = [
     "eval_batches",
     "fingerprint_rows",
     "fingerprint_tokenizer",
+    "is_hub_name",
     "join_rows",
     "lay_out_sequences",
     "load_rows",

@@ -48,9 +48,15 @@ def read_rows(path: str | Path, split: str) -> Iterator[Row]:
         return _read_file(file)
     if is_directory:
         return _read_saved_dataset(file, split)
-    if looks_like_path(path) or file.suffix in _SUFFIXES:
+    if not is_hub_name(path):
         raise InputError(f"data file {str(path)!r} does not exist")
     return _read_hub_dataset(str(path), split)
+
+
+def is_hub_name(path: str | Path) -> bool:
+    """Whether `read_rows` asks the hub for a data set: nothing is there, and the name is no lost file's."""
+    file = expand_home(path)
+    return not (file.exists() or looks_like_path(path) or file.suffix in _SUFFIXES)
 
 
 def fingerprint_rows(path: str | Path, split: str) -> tuple[str, int] | None:
@@ -70,7 +76,7 @@ def fingerprint_rows(path: str | Path, split: str) -> tuple[str, int] | None:
                 with entry.open("rb") as stream:
                     checksum.update(hashlib.file_digest(stream, "sha256").digest())
             return checksum.hexdigest(), sum(entry.stat().st_size for entry in files)
-        if looks_like_path(path) or file.suffix in _SUFFIXES:
+        if not is_hub_name(path):
             return None
         loaded = _load_hub_dataset(str(path), split)
         return str(loaded._fingerprint), loaded.dataset_size or 2**40

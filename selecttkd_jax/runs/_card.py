@@ -1,5 +1,6 @@
 """What a run says of its student on the model card: teacher, data, method, numbers, versions."""
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 
-from selecttkd_jax import models
+from selecttkd_jax import data, models
 from selecttkd_jax._outside_files import expand_home
 from selecttkd_jax._provenance import describe_library
 from selecttkd_jax.runs._config import RunConfig
@@ -23,11 +24,13 @@ class Scores:
         step: Finished steps.
         before: Before the first step; None where they are lost.
         after: After `step`; None where that step was not evaluated.
+        skipped: How many of the steps changed nothing, their loss or gradient not finite.
     """
 
     step: int
     before: Mapping[str, float] | None = None
     after: Mapping[str, float] | None = None
+    skipped: int = 0
 
 
 def student_card(config: RunConfig, scores: Scores, *, adapter: bool = False) -> str:
@@ -68,22 +71,28 @@ def _introduction(config: RunConfig, student: models.Origin, teacher: models.Ori
 
 
 def _training(config: RunConfig, student: models.Origin, teacher: models.Origin | None, scores: Scores) -> str:
-    optimizer, training, data = config.optimizer, config.training, config.data
+    optimizer, training = config.optimizer, config.training
+    method = config_to_dict(config.method)
+    corpus = method.pop("corpus", None)
     rows = [("student before training", f"`{student.name}`")]
     if teacher is not None:
         rows.append(("teacher", f"`{teacher.name}`"))
-    rows.append(("training data", ", ".join(f"`{_name(source.path)}`" for source in data.training_sources())))
-    if data.held_out is not None:
-        rows.append(("held-out data", f"`{_name(data.held_out)}`"))
-    rows += [
-        ("method", _in_words(config_to_dict(config.method))),
-        ("objective", _in_words(config_to_dict(config.resolved().objective))),
-    ]
+    rows.append(("training data", ", ".join(f"`{_name(source.path)}`" for source in config.data.training_sources())))
+    if corpus is not None:
+        rows.append(("pre-training corpus", f"`{_name(corpus)}`"))
+    if config.data.held_out is not None:
+        rows.append(("held-out data", f"`{_name(config.data.held_out)}`"))
+    rows += [("method", _in_words(method)), ("objective", _in_words(config_to_dict(config.resolved().objective)))]
+    if config.selection is not None:
+        rows.append(("selection", _in_words(config_to_dict(config.selection))))
     if config.lora is not None:
         rows.append(("adapters", _in_words(config_to_dict(config.lora))))
     planned = "" if scores.step == training.steps else f" of {training.steps}"
+    batch = f"{config.data.batch_size} rows of at most {config.data.max_length} tokens"
+    rows.append(("steps", f"{scores.step}{planned}, of {batch}"))
+    if scores.skipped:
+        rows.append(("skipped steps", f"{scores.skipped}, whose loss or gradient was not finite"))
     rows += [
-        ("steps", f"{scores.step}{planned}, of {data.batch_size} rows of at most {data.max_length} tokens"),
         ("optimizer", f"AdamW, learning rate {optimizer.learning_rate:g} ({optimizer.schedule})"),
         ("seed", str(config.seed)),
     ]
@@ -131,6 +140,6 @@ def _in_words(options: dict[str, Any]) -> str:
     return ", ".join([*([f"`{flat['name']}`"] if "name" in flat else []), *named, *inner])
 
 
-def _name(data: str) -> str:
-    """A data set as others may know it: its name on the hub, or a file's without its folder."""
-    return Path(data).name if expand_home(data).exists() else data
+def _name(path: str) -> str:
+    """A data set as others may know it: its name on the hub, or a file's without its folder, also once it is gone."""
+    return path if data.is_hub_name(path) else Path(os.path.abspath(expand_home(path))).name

@@ -1,6 +1,7 @@
 """What a run leaves for others: the student, and its adapters; at its end, or out of a checkpoint."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from selecttkd_jax import data, models
 from selecttkd_jax._array_types import Params
 from selecttkd_jax._errors import InputError
 from selecttkd_jax._outside_files import expand_home, read_json_object
-from selecttkd_jax.metrics import Row, read_metrics
+from selecttkd_jax.metrics import held_out_numbers, read_metrics
 from selecttkd_jax.runs._card import Scores, student_card
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._identity import describe_frozen
@@ -36,6 +37,7 @@ def export(
     The student's config files name `stop_ids`, where its training rows end: a base model's own files name the id that
     ends a text, at which a student that was taught to end its turn never stops.
     """
+    scores = replace(scores, skipped=_read_scores(directory / "metrics.jsonl", scores.step).skipped)
     return _write(config, student, trained, stop_ids, scores, directory / "student", directory / "adapter")
 
 
@@ -62,8 +64,10 @@ def export_checkpoint(
         if not (steps := list_steps(checkpoints)):
             raise InputError(f"{checkpoints} holds no checkpoint")
         step = steps[-1]
-    target = output / "exports" / f"step-{step}" if directory is None else expand_home(directory)
-    beside = target.with_name(f"{target.name}-adapter")
+    target = output / "exports" / f"step-{step}"
+    if directory is not None:
+        target = Path(os.path.abspath(expand_home(directory)))  # what is beside "." has another name than "."
+    beside = Path(f"{target}-adapter")
     models.check_replaceable(target)
     if config.lora is not None:
         models.check_replaceable(beside)
@@ -97,11 +101,6 @@ def save_student(
     """Writes the student as a model directory, its adapters merged; each process has to call this."""
     params = trained if config.lora is None else models.merge_lora(student.params, trained, config.lora)
     models.save_pretrained(directory, replace(student, params=params), dtype, stop_ids, card)
-
-
-def held_out_numbers(row: Row) -> dict[str, float]:
-    """The held-out numbers in a row of metrics."""
-    return {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
 
 
 def _write(
@@ -149,8 +148,8 @@ def _check_base(config: RunConfig, base: Params, identity: dict[str, Any]) -> No
 
 
 def _read_scores(metrics: Path, step: int) -> Scores:
-    evaluated = {}
-    if metrics.is_file():
-        rows = read_metrics(metrics)
-        evaluated = {int(row["step"]): numbers for row in rows if (numbers := held_out_numbers(row))}
-    return Scores(step=step, before=evaluated.get(0), after=evaluated.get(step))
+    """What the rows say of a checkpoint; a line that is no row is left out."""
+    rows = read_metrics(metrics, strict=False) if metrics.is_file() else []
+    evaluated = {int(row["step"]): numbers for row in rows if (numbers := held_out_numbers(row))}
+    skipped = sum("skipped" in row and row["step"] <= step for row in rows)
+    return Scores(step, before=evaluated.get(0), after=evaluated.get(step), skipped=skipped)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,6 +13,12 @@ from runs.tiny_run import with_output
 
 from selecttkd_jax import runs
 from selecttkd_jax.cli import main
+from selecttkd_jax.distill import ObjectiveConfig
+from selecttkd_jax.methods import MiniLlm
+from selecttkd_jax.metrics import read_metrics
+from selecttkd_jax.runs import _export
+from selecttkd_jax.runs._card import Scores, student_card
+from selecttkd_jax.selection import SelectionConfig
 
 pytestmark = [pytest.mark.usefixtures("lenient_promotion"), pytest.mark.one_stack]
 
@@ -118,9 +125,27 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_not_exported(finished, capsy
     assert done.returncode == 2 and "step_6 cannot be read" in done.stderr
 
 
-def test_the_teacher_may_be_gone(finished, tmp_path, caplog):
-    from dataclasses import replace
+def test_a_torn_line_of_metrics_costs_an_export_its_numbers_alone(finished, tmp_path, caplog):
+    shutil.copytree(finished.directory, tmp_path / "run")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    (tmp_path / "run/metrics.jsonl").write_text("\n".join([lines[0][:20], *lines[1:]]) + "\n")
+    student, _ = runs.export_checkpoint(runs.open_run(tmp_path / "run"))
+    card = (student / "README.md").read_text()
+    assert "line 1 is not valid JSON" in caplog.text
+    assert f"{finished.after['kl']:.4f} |" in card and f"{finished.before['kl']:.4f}" not in card
 
+
+def test_an_export_goes_where_one_is(finished, capsys, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "here-adapter" not in printed(capsys, "export", finished.directory, ".")
+    assert (tmp_path / "here/model.safetensors").read_bytes() == (finished.student / "model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path / "here")  # the directory has been replaced
+    assert "holds here, which is not a model's file" in refused(capsys, "export", finished.directory, "..")
+    assert "not a model's file" in refused(capsys, "export", finished.directory, "/")
+
+
+def test_the_teacher_may_be_gone(finished, tmp_path, caplog):
     run = runs.open_run(finished.directory)
     run = replace(run, models=replace(run.models, teacher=str(tmp_path / "gone")))
     student, _ = runs.export_checkpoint(run, 8, tmp_path / "out")
@@ -149,6 +174,56 @@ def test_the_card_says_where_the_student_comes_from(finished, config):
     assert "`skew_kl`" in card.text or "divergence = skew_kl" in card.text
     assert f"{finished.before['kl']:.4f} | {finished.after['kl']:.4f}" in card.text
     assert str(Path(config.models.teacher).parent) not in card.content  # no path of this machine
+
+
+def test_the_card_names_data_by_their_last_part_also_once_they_are_gone(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/books.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "saved").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def card(corpus, train, held_out):
+        method = MiniLlm(corpus=corpus, pretraining=1.0)
+        given = replace(config.data, train=train, held_out=held_out, held_out_rows=2)
+        return student_card(replace(config, method=method, data=given, objective=ObjectiveConfig()), Scores(8))
+
+    written = card("data/books.jsonl", "owner/rows", "saved")
+    for corpus in ("./data/books.jsonl", "~/data/books.jsonl", str(tmp_path / "data/books.jsonl")):
+        assert card(corpus, "owner/rows", str(tmp_path / "saved")) == written
+    assert "| pre-training corpus | `books.jsonl` |" in written and "| training data | `owner/rows` |" in written
+    assert "| held-out data | `saved` |" in written and "corpus =" not in written
+    (tmp_path / "data/books.jsonl").unlink()
+    for corpus in ("data/books.jsonl", "~/data/books.jsonl", str(tmp_path / "data/books.jsonl")):
+        assert card(corpus, "owner/rows", str(tmp_path / "saved")) == written
+    assert str(tmp_path) not in card(str(tmp_path / "gone"), str(tmp_path / "gone.csv"), str(tmp_path / "x/gone"))
+
+
+def test_skipped_steps_up_to_the_checkpoint_are_counted_alike_at_the_end_and_by_an_export(
+    finished, tmp_path, monkeypatch
+):
+    shutil.copytree(finished.directory, tmp_path / "run")
+    rows = read_metrics(finished.metrics)
+    for row in rows:
+        row |= {"skipped": 1.0} if row["step"] in (3, 7) else {}
+    (tmp_path / "run/metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    monkeypatch.setattr(_export, "_write", lambda config, student, trained, stop_ids, scores, *places: scores)
+    run = runs.open_run(tmp_path / "run")
+    whole = Scores(8, before=finished.before, after=finished.after, skipped=2)
+    assert runs.export_checkpoint(run) == whole
+    assert _export.export(run, tmp_path / "run", None, None, (), replace(whole, skipped=0)) == whole
+    assert runs.export_checkpoint(run, 6).skipped == 1
+
+
+def test_the_card_says_which_tokens_counted_and_which_steps_did_not(config):
+    budget = SelectionConfig(score="teacher_entropy", fraction=0.25)
+    card = student_card(
+        replace(config, selection=budget, objective=ObjectiveConfig(verifier="accept_all")), Scores(8, skipped=2)
+    )
+    assert "| selection | `score = teacher_entropy`, `fraction = 0.25`" in card
+    assert "| skipped steps | 2, whose loss or gradient was not finite |" in card
+    plain = student_card(config, Scores(8))
+    assert "| selection |" not in plain and "skipped" not in plain
 
 
 @pytest.mark.torch
