@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from selecttkd_jax.runs._identity import WHERE_AND_HOW
+
 pytestmark = pytest.mark.one_stack
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +31,15 @@ def test_badges_say_what_the_package_says():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_page_of_runs_names_what_may_change():
+    (listed,) = re.findall(r"^## Resuming$(.*?)^## ", (ROOT / "docs/runs.md").read_text(), re.MULTILINE | re.DOTALL)
+    for option in WHERE_AND_HOW - {"output"}:
+        section, _, name = option.rpartition(".")
+        known = [f"`{option}`", f"`[{option}]`"] if section != "training" else [f"`{name}`"]
+        assert section == "engine" or any(each in listed for each in known), option
+    assert "of an `[engine]`: all but `every`" in listed
 
 
 def anchors_of(text):
