@@ -257,6 +257,7 @@ def test_two_rivals_are_two_files():
     files = Path(__file__).parents[2] / "experiments" / "configs" / "selection"
     tropd, eopd = (load_config(files / f"{name}.toml") for name in ("tropd", "eopd"))
     assert tropd.method.name == eopd.method.name == "on_policy"
+    assert tropd.data.held_out and eopd.data.held_out  # what they learn from has prompts alone
     assert tropd.objective.build() == Objective(
         losses.reverse_kl,
         selection.spec_label,
