@@ -7,6 +7,7 @@ from selecttkd_jax import losses
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.distill._binding import bind_named
+from selecttkd_jax.distill._inputs import check_floor
 from selecttkd_jax.distill._named_verifiers import (
     DEFAULT_K,
     TAKES_K,
@@ -14,7 +15,7 @@ from selecttkd_jax.distill._named_verifiers import (
     check_verifier_options,
     find_label_readers,
 )
-from selecttkd_jax.distill._objective import Objective, check_floor
+from selecttkd_jax.distill._objective import Objective
 from selecttkd_jax.distill._schedules import SCHEDULES, Schedule, Schedules
 from selecttkd_jax.distill._sums import NORMALIZERS
 from selecttkd_jax.selection._controls import surveyed
