@@ -88,8 +88,8 @@ def check_verifier_options(config: Any) -> None:
         _check_tau(config.tau, {config.verifier, config.of, *(config.shadows or ())})
     if (config.verifier, config.of) == ("invert", "random"):
         raise InputError(
-            "objective.verifier invert of random: what it accepts is random, too; set verifier = \"random\" with a rate "
-            "of 1 - objective.rate"
+            "objective.verifier invert of random: what it accepts is random, too; set verifier to random, with 1 minus "
+            "the rate"
         )
     if config.verifier == "hellinger" and not (config.expected and config.floor == 0):
         raise InputError(
