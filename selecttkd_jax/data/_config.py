@@ -122,7 +122,8 @@ class DataConfig:
                 f"the source {without[0]} has no weight, and another source has one: weigh all of [[data.sources]] or "
                 "none"
             )
-        (name, count), *_ = Counter((source.path, source.split) for source in self.sources).most_common(1)
+        # With the split that a source has from data.train_split.
+        (name, count), *_ = Counter((source.path, source.split) for source in self.training_sources()).most_common(1)
         if count > 1:
             raise InputError(
                 f"the source {name[0]} stands {count} times in [[data.sources]]; name it once, with a larger weight"

@@ -110,7 +110,7 @@ def fused_head(
     for name, values in per_token.items():
         if values is not None:
             check_same_shape(name, values, "mask", mask)
-    per_token |= tokens.spread()
+    per_token |= tokens.spread(coefficient=objective.rejected is not None)
     per_token |= {"alpha": alpha, "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids)}
 
     # Devices of a `shard_map` of the caller may differ in all of it, as they do in their rows.

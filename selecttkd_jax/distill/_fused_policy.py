@@ -130,7 +130,7 @@ def fused_policy(
         "uniforms": tokens.uniforms,
         "labels": tokens.labels,
         "acceptance": tokens.acceptance,
-        **tokens.spread(),
+        **tokens.spread(coefficient=objective.rejected is not None),
         "coefficient": token_coefficients(mask, objective.normalizer, tokens.segment_ids),
         "old_log_prob": policy.old_log_prob,
         "importance": policy.importance,

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from selecttkd_jax._array_types import Array, HeadMatrix, PerSequence, PerToken, Scalar, TokenIds, TokenMask
+from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError
 
 
@@ -40,23 +43,52 @@ class Tokens:
     temperature: Scalar | PerToken | None = None
     k: Array | None = None
 
-    def spread(self) -> dict[str, Array | None]:
-        """`floor`, `temperature` and `k` of each position, [B, T], or None.
-
-        Raises:
-            InputError: One is neither a number nor of the mask's shape.
-        """
-        return spread_options(jnp.shape(self.mask), floor=self.floor, temperature=self.temperature, k=self.k)
+    def spread(self, *, coefficient: bool) -> dict[str, Array | None]:
+        """`floor`, `temperature` and `k` of each position, [B, T], or None; see `spread_options`."""
+        return spread_options(
+            jnp.shape(self.mask), coefficient=coefficient, floor=self.floor, temperature=self.temperature, k=self.k
+        )
 
 
-def spread_options(shape: tuple[int, ...], **options: Any) -> dict[str, Array | None]:
-    """Numbers or arrays of a shape as arrays of that shape, what is None left out of it."""
+def spread_options(
+    shape: tuple[int, ...], *, coefficient: bool, floor: Any, temperature: Any, k: Any
+) -> dict[str, Array | None]:
+    """Numbers or arrays of a shape as arrays of that shape, by their names; None stays None.
+
+    Args:
+        shape: The mask's.
+        coefficient: Whether the floor is the coefficient of another divergence; see `check_floor`.
+        floor: In place of the objective's.
+        temperature: The same.
+        k: The same, of the verifier, which checks it.
+
+    Raises:
+        InputError: One is neither a number nor of that shape, or out of range (traced values pass unseen).
+    """
+    options = {"floor": floor, "temperature": temperature, "k": k}
     for name, value in options.items():
         if value is not None and jnp.shape(value) not in ((), shape):
             raise InputError(f"{name} must be a number or have the shape of the mask, {shape}, got {jnp.shape(value)}")
+    if floor is not None:
+        check_floor("floor", floor, coefficient=coefficient)
+    if temperature is not None and not isinstance(temperature, Tracer):
+        values = np.asarray(temperature)
+        if not np.all((values > 0) & (values < np.inf)):
+            raise InputError(f"temperature must be above 0 and finite, got {temperature}")
     return {
         name: None if value is None else jnp.broadcast_to(jnp.asarray(value), shape) for name, value in options.items()
     }
+
+
+def check_floor(name: str, floor: Any, *, coefficient: bool) -> None:
+    """Raises InputError unless floors are shares in [0, 1], or coefficients that are finite and at least 0.
+
+    Traced values pass unseen.
+    """
+    if not coefficient:
+        check_in_range(name, floor, 0.0, 1.0)
+    elif not isinstance(floor, Tracer) and not np.all((np.asarray(floor) >= 0) & (np.asarray(floor) < np.inf)):
+        raise InputError(f"{name} must be finite and at least 0, got {floor}")
 
 
 @jax.tree_util.register_dataclass

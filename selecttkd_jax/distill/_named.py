@@ -7,8 +7,15 @@ from selecttkd_jax import losses
 from selecttkd_jax._checks import check_in_range
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.distill._binding import bind_named
-from selecttkd_jax.distill._named_verifiers import DEFAULT_K, TAKES_K, build_verifiers, check_verifier_options
-from selecttkd_jax.distill._objective import Objective, check_floor
+from selecttkd_jax.distill._inputs import check_floor
+from selecttkd_jax.distill._named_verifiers import (
+    DEFAULT_K,
+    TAKES_K,
+    build_verifiers,
+    check_verifier_options,
+    find_label_readers,
+)
+from selecttkd_jax.distill._objective import Objective
 from selecttkd_jax.distill._schedules import SCHEDULES, Schedule, Schedules
 from selecttkd_jax.distill._sums import NORMALIZERS
 from selecttkd_jax.selection._controls import surveyed
@@ -112,10 +119,10 @@ class ObjectiveConfig:
             for option in REJECTED_OPTIONS:
                 if getattr(self, option) is not None:
                     raise InputError(f"objective.{option} is an option of objective.rejected, which is not given")
-        elif self.verifier == "accept_all":
+        elif self.floor == 0 and not self.floor_end:
             raise InputError(
-                "objective.rejected is the divergence of rejected tokens, and accept_all rejects none; choose another "
-                "objective.verifier"
+                "objective.rejected has a coefficient of 0, objective.floor, and teaches nothing: raise it, or leave "
+                "rejected out"
             )
         if not 0 < self.temperature < float("inf"):
             raise InputError(f"objective.temperature must be above 0 and finite, got {self.temperature}")
@@ -168,6 +175,11 @@ class ObjectiveConfig:
             temperature=schedule(self.temperature, self.temperature_end),
             k=schedule(self.k or DEFAULT_K, self.k_end),
         )
+
+    @property
+    def label_readers(self) -> list[str]:
+        """The options that name a verifier which looks at the labels, each with the verifier's name."""
+        return find_label_readers(self)
 
     @property
     def expects(self) -> bool:

@@ -1,5 +1,6 @@
 """Verifiers, controls and shadows by name, for configuration files and the command line."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,16 @@ def build_verifiers(config: Any) -> tuple[Callable, tuple[Shadow, ...]]:
     return verifier, tuple((shadow, functions.get(shadow) if shadow in bound else None) for shadow in shadows)
 
 
+def find_label_readers(config: Any) -> list[str]:
+    """Of an `ObjectiveConfig`, the options that name a verifier which looks at the labels, with its name."""
+    named = [("verifier", config.verifier), ("of", config.of), *(("shadows", name) for name in config.shadows or ())]
+    return [
+        f"objective.{option} {name}"
+        for option, name in named
+        if name in VERIFIERS and "labels" in inspect.signature(VERIFIERS[name]).parameters
+    ]
+
+
 def check_verifier_options(config: Any) -> None:
     """Raises InputError where an option of a verifier is out of range."""
     if config.k is not None:
@@ -73,6 +84,13 @@ def check_verifier_options(config: Any) -> None:
     for option in ("tau", "rate"):
         if getattr(config, option) is not None:
             check_in_range(f"objective.{option}", getattr(config, option), 0, 1)
+    if config.tau is not None:
+        _check_tau(config.tau, {config.verifier, config.of, *(config.shadows or ())})
+    if (config.verifier, config.of) == ("invert", "random"):
+        raise InputError(
+            "objective.verifier invert of random: what it accepts is random, too; set verifier to random, with 1 minus "
+            "the rate"
+        )
     if config.verifier == "hellinger" and not (config.expected and config.floor == 0):
         raise InputError(
             "objective.verifier hellinger is itself the weight of a token (V = H): set objective.expected = true "
@@ -83,3 +101,14 @@ def check_verifier_options(config: Any) -> None:
             'objective.verifier rescale scales the loss by a mean weight, and objective.normalizer = "weight" divides '
             'by it again; choose "sequence" or "token"'
         )
+
+
+def _check_tau(tau: float, named: set[str | None]) -> None:
+    """Raises InputError where tau would mean two things, or nothing to the verifier it is of."""
+    if named >= {"nucleus", "hellinger_gate"}:
+        raise InputError(
+            "objective.tau is a mass of nucleus and a distance of hellinger_gate, which are both named: leave tau out, "
+            "and each has its own default, or name one of them"
+        )
+    if "nucleus" in named and tau == 0:
+        raise InputError(f"objective.tau of nucleus must be above 0, got {tau}: no teacher mass is below that")

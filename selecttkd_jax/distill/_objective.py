@@ -19,7 +19,7 @@ from selecttkd_jax._checks import as_mask, check_count, check_in_range, check_ra
 from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
 from selecttkd_jax.distill._chunks import terms_by_chunks
-from selecttkd_jax.distill._inputs import spread_options
+from selecttkd_jax.distill._inputs import check_floor, spread_options
 from selecttkd_jax.distill._shadows import Shadow, ShadowTerms, check_shadows, shadow_terms
 from selecttkd_jax.distill._static_key import static_key
 from selecttkd_jax.distill._sums import NORMALIZERS, LossSums, TokenTerms, reduce_terms
@@ -152,7 +152,9 @@ class Objective:
             alpha = spread_alpha(alpha, mask, packed=segment_ids is not None)
         # What stands at a position that carries no loss must not matter, and 0 times a slope of NaN is NaN.
         student_logits, teacher_logits = (_where_valid(mask, logits) for logits in (student_logits, teacher_logits))
-        moving = spread_options(mask.shape, floor=floor, temperature=temperature, k=k)
+        moving = spread_options(
+            mask.shape, coefficient=self.rejected is not None, floor=floor, temperature=temperature, k=k
+        )
         if chunk_size is None:
             terms = self.token_terms(
                 student_logits, teacher_logits, uniforms, labels, alpha=alpha, acceptance=acceptance, **moving
@@ -232,14 +234,6 @@ class Objective:
             logits = as_float32(logits)
             return logits / jax.lax.stop_gradient(temperature).astype(logits.dtype)[..., None]
         return logits if self.temperature == 1 or logits is None else as_float32(logits) / self.temperature
-
-
-def check_floor(name: str, floor: float, *, coefficient: bool) -> None:
-    """Raises InputError unless the floor is a share in [0, 1], or a coefficient that is finite and at least 0."""
-    if not coefficient:
-        check_in_range(name, floor, 0.0, 1.0)
-    elif not 0.0 <= floor < float("inf"):
-        raise InputError(f"{name} must be finite and at least 0, got {floor}")
 
 
 def _weighed(weight: PerToken, divergence: PerToken) -> PerToken:

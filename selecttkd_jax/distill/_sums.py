@@ -4,6 +4,7 @@ Nothing here divides by anything that another micro-batch or device could add to
 all sums are in, so that one batch of 8 equals 8 micro-batches of 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 
 from selecttkd_jax._array_types import Array, PerToken, Scalar, TokenIds, TokenMask
 from selecttkd_jax._checks import as_mask, check_same_shape
-from selecttkd_jax._errors import check_one_of
+from selecttkd_jax._errors import InputError, check_one_of
 from selecttkd_jax._mesh_axes import any_mesh
-from selecttkd_jax.distill._shadows import ShadowSums, ShadowTerms, shadow_means
+from selecttkd_jax.distill._shadows import Shadow, ShadowSums, ShadowTerms, shadow_means
 
 NORMALIZERS = ("sequence", "token", "weight")
 """What the sum of weighted divergences may be divided by: see `Objective`."""
@@ -74,10 +75,15 @@ class LossSums:
 
     @classmethod
     def zeros(cls) -> "LossSums":
-        """The sums of nothing: where accumulation starts."""
+        """The sums of nothing: where accumulation starts. With shadows, `ShadowedSums.zeros` of them."""
         return cls(**{field.name: jnp.zeros((), jnp.float32) for field in fields(cls)})
 
     def __add__(self, other: "LossSums") -> "LossSums":
+        if jax.tree.structure(self) != jax.tree.structure(other):
+            raise InputError(
+                "these are sums of other shadows, or of none: sums of an objective that has some start from "
+                "ShadowedSums.zeros(objective.shadows)"
+            )
         return jax.tree.map(jnp.add, self, other)
 
 
@@ -87,6 +93,19 @@ class ShadowedSums(LossSums):
     """The sums of an objective with shadow verifiers, and theirs by name; None for a random gate of the same rate."""
 
     shadows: dict[str, ShadowSums | None]
+
+    @classmethod
+    def zeros(cls, shadows: Sequence[Shadow] = ()) -> "ShadowedSums":
+        """The sums of nothing, of an objective with these shadows (`Objective.shadows`).
+
+        Raises:
+            InputError: There are no shadows.
+        """
+        if not shadows:
+            raise InputError("name the shadows, objective.shadows: without any, sums are of nothing but LossSums")
+        nothing = jnp.zeros((), jnp.float32)
+        sums = {name: None if shadow is None else ShadowSums(nothing, nothing, nothing) for name, shadow in shadows}
+        return cls(**{entry.name: nothing for entry in fields(LossSums)}, shadows=sums)
 
     def means(self) -> dict[str, float]:
         """As `LossSums.means`, and of each shadow `shadows/NAME/...`.

@@ -51,8 +51,9 @@ def hard_cross_entropy(student_logits: Logits, teacher_logits: Logits, labels: I
     Source: Lin et al., 2020, "Autoregressive Knowledge Distillation through Imitation Learning".
     """
     check_labels(student_logits, labels)
-    first_choice = jnp.argmax(jax.lax.stop_gradient(teacher_logits), axis=-1)
-    return cross_entropy(student_logits, jnp.where(labels < 0, first_choice.astype(labels.dtype), labels))
+    labels = labels.astype(jnp.int32)  # the teacher's choice may not fit their dtype
+    first_choice = jnp.argmax(jax.lax.stop_gradient(teacher_logits), axis=-1).astype(jnp.int32)
+    return cross_entropy(student_logits, jnp.where(labels < 0, first_choice, labels))
 
 
 def check_labels(logits: Logits, labels: Array) -> None:

@@ -57,7 +57,19 @@ class ImitKd:
         """Raises InputError where [objective] does not go with the method."""
         if self.labels == "hard" and shared.divergence not in (None, self.divergence):
             raise InputError('objective.divergence needs method.labels = "full"')
+        self.check_readers(shared.label_readers)
         self.objective(shared)
+
+    def check_readers(self, readers: list[str]) -> None:
+        """Raises InputError where an option, of those that look at the labels, would find none on the student's text.
+
+        The hard rule hides them: its cross-entropy is to take the teacher's first choice there.
+        """
+        if self.labels == "hard" and readers:
+            raise InputError(
+                f'{readers[0]} reads the labels, which method.labels = "hard" takes from the text that the student '
+                'writes; choose one that looks at the models alone, or method.labels = "full"'
+            )
 
     def objective(self, shared: ObjectiveConfig) -> Objective:
         """What is minimised."""

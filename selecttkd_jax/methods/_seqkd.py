@@ -54,6 +54,8 @@ class SeqKd:
         """The prompts of stored rows, answered by the teacher."""
         source = parts.on_policy("teacher", self.sampling, self.rollout_steps)
         if self.learn_from == "text":
-            loss = LabelCrossEntropy(parts.pair, parts.objective.normalizer, memory_budget=parts.memory_budget)
+            loss = LabelCrossEntropy(
+                parts.pair, parts.objective.normalizer, memory_budget=parts.memory_budget, packed=parts.packed
+            )
             return Method(source=source, loss=loss)
         return Method(source=source, loss=parts.one_stream(parts.objective.build(divergence=self.divergence)))

@@ -94,6 +94,8 @@ def padding_report(config: RunConfig, found: Padding) -> str:
         f"Padding: {useful}, one in a sequence (data.packing = off), take {1e3 * seconds:.1f} ms a step: "
         f"{found.fill * rate:,.0f} tokens/s of text.",
     )
+    if found.packed is None:
+        return text + _lines("Packed: does not apply, since selection.per_sequence ranks each row by itself.")
     assert found.packed.step_seconds is not None
     return text + _lines(
         f"Packed: in {found.sequences} sequences (rows) {1e3 * found.packed.step_seconds:.1f} ms a step: "

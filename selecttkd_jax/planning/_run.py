@@ -65,19 +65,19 @@ class Padding:
     Attributes:
         fill: The share of a row that is no padding.
         costs: Of a step whose rows are so full and have a sequence each.
-        packed: Of a step on the same rows that share sequences.
+        packed: Of a step on the same rows that share sequences; None where they cannot.
         sequences: How many they share.
     """
 
     fill: float
     costs: Estimate
-    packed: Estimate
+    packed: Estimate | None
     sequences: int
 
     @property
     def gain(self) -> float | None:
         """How many times less time the same rows take when they are packed."""
-        if self.costs.step_seconds is None or self.packed.step_seconds is None:
+        if self.packed is None or self.costs.step_seconds is None or self.packed.step_seconds is None:
             return None
         return self.costs.step_seconds / self.packed.step_seconds
 
@@ -160,7 +160,8 @@ def padding(
         compiled = step if chosen == config else compile_step(chosen, pair, devices)
         return estimate(chosen, target, compiled, fill=rows * fill / batch_size)
 
-    return Padding(fill, told("off", rows), told("rows", sequences), sequences)
+    ranked_alone = config.selection is not None and config.selection.per_sequence
+    return Padding(fill, told("off", rows), None if ranked_alone else told("rows", sequences), sequences)
 
 
 def writing(config: RunConfig, pair: Pair, target: Target, devices: Sequence[Any]) -> list[Writing]:

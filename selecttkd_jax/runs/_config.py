@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from selecttkd_jax._errors import InputError, check_at_least, check_one_of
 from selecttkd_jax.data import DataConfig
 from selecttkd_jax.distill import ObjectiveConfig
-from selecttkd_jax.methods import TOGETHER, Kd, MethodConfig, takes_budget
+from selecttkd_jax.methods import TOGETHER, ImitKd, Kd, MethodConfig, takes_budget
 from selecttkd_jax.models import ATTENTIONS, REMATS, LoraConfig
 from selecttkd_jax.runs._sections import check_numbers
 from selecttkd_jax.selection import SelectionConfig
@@ -128,8 +128,13 @@ class RunConfig:
             )
 
     def _check_selection(self) -> None:
-        """Raises InputError where a budget of tokens does not go with the rest."""
+        """Raises InputError where a budget of tokens does not go with the rest, or nothing rejects any."""
         if self.selection is None:
+            if self.objective.rejected is not None and self.objective.verifier == "accept_all":
+                raise InputError(
+                    "objective.rejected is the divergence of rejected tokens, and accept_all rejects none; choose "
+                    "another objective.verifier, or a budget of tokens, [selection]"
+                )
             return
         if not takes_budget(self.method):
             raise InputError(
@@ -141,6 +146,8 @@ class RunConfig:
                 f"[selection] says which tokens count, and so does objective.verifier {self.objective.verifier}; "
                 "set it to accept_all, or leave [selection] out"
             )
+        if self.selection.reads_labels and isinstance(self.method, ImitKd):
+            self.method.check_readers([f"selection.score {self.selection.score}"])
         if self.selection.per_sequence and self.data.packing not in ("auto", "off"):
             raise InputError(
                 "selection.per_sequence ranks each row, and with data.packing a row holds several sequences; leave one "

@@ -62,7 +62,9 @@ def _load_corpus(config: RunConfig, tokenizer: Any, keep: Callable[..., Made]) -
     return keep(
         data.SourceConfig(path=corpus, split="train"),
         {CORPUS: 0},
-        lambda: {CORPUS: data.read_corpus(corpus, tokenizer, config.data.max_length)},
+        lambda: {
+            CORPUS: data.read_corpus(corpus, tokenizer, config.data.max_length, skip_bad_rows=config.data.skip_bad_rows)
+        },
     )
 
 

@@ -254,14 +254,25 @@ def _arguments(
 
 
 def _put_together(shapes: Any) -> Any:
-    """The shapes of batches whose rows share sequences, as many as there may be."""
+    """The shapes of batches whose rows share sequences, as many as there may be, as `sources.RowPacker` makes them."""
 
     def mark(node: Any) -> Any:
-        if not isinstance(node, data.Batch):
+        if isinstance(node, data.Batch):
+            return dataclasses.replace(node, unpacked=data.Unpacked(node.input_ids, rows=node.input_ids.shape[0]))
+        if not isinstance(node, data.Responses):
             return node
-        return dataclasses.replace(node, unpacked=data.Unpacked(node.input_ids, rows=node.input_ids.shape[0]))
+        teacher, student = mark(node.teacher), mark(node.student)
+        # A skew of a row becomes one of each of its tokens.
+        alphas = {
+            name: None if skews is None else jax.ShapeDtypeStruct(rows.input_ids.shape, jnp.float32)
+            for name, skews, rows in (
+                ("teacher_alpha", node.teacher_alpha, teacher),
+                ("student_alpha", node.student_alpha, student),
+            )
+        }
+        return data.Responses(teacher, student, **alphas)
 
-    return jax.tree.map(mark, shapes, is_leaf=lambda node: isinstance(node, data.Batch))
+    return jax.tree.map(mark, shapes, is_leaf=lambda node: isinstance(node, data.Batch | data.Responses))
 
 
 def _parameters(decoder: models.DecoderConfig, dtype: str, shardings: Any) -> Params:

@@ -1,5 +1,6 @@
 """A budget: of all tokens of a batch, those with the highest scores are learned from."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -103,6 +104,12 @@ class SelectionConfig:
                 "selection.per_sequence and selection.counting are of a fraction, and here is a threshold; leave them "
                 "out"
             )
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the score looks at the labels."""
+        score = SCORES[self.score]
+        return score is not None and "labels" in inspect.signature(score).parameters
 
     def build(self) -> Budget:
         """The budget itself."""

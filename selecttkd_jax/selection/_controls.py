@@ -89,7 +89,9 @@ def surveyed(verifier: Callable) -> Callable | None:
 
 
 def is_random(verifier: Callable) -> bool:
-    """Whether a verifier accepts by chance alone, with no look at the position."""
+    """Whether a verifier accepts by chance alone, with no look at the position; what rejects so does."""
+    while isinstance(verifier, partial) and verifier.func in (_inverted, _inverted_with_labels):
+        verifier = verifier.args[0]
     return getattr(verifier, "func", verifier) in (random_gate, _at_rate_of)
 
 

@@ -177,6 +177,7 @@ def spec_label(student_logits: Logits, teacher_logits: Logits, labels: Int[Array
     """
     student_logits, teacher_logits = constants(student_logits, teacher_logits)
     check_labels(student_logits, labels)
+    labels = labels.astype(jnp.int32)  # the vocabulary's size may not fit their dtype
     log_q, log_p = (pick(jax.nn.log_softmax(logits), labels) for logits in (student_logits, teacher_logits))
     inside = (labels >= 0) & (labels < student_logits.shape[-1])
     # What the teacher excludes is rejected, also where the student excludes it, too.
@@ -267,6 +268,7 @@ def stands_before(logits: Logits, token_ids: Array) -> Array:
 
 
 def _logit_and_before(logits: Logits, token_ids: Array) -> tuple[Array, Array]:
+    token_ids = token_ids.astype(jnp.int32)  # the vocabulary's size may not fit their dtype
     inside = (token_ids >= 0) & (token_ids < logits.shape[-1])
     index = jnp.where(inside, token_ids, 0)[..., None]
     logit = jnp.where(inside[..., None], jnp.take_along_axis(logits, index, axis=-1), -jnp.inf)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from selecttkd_jax._array_types import Key, Params, Scalar
+from selecttkd_jax._errors import InputError
 from selecttkd_jax.data import Batch, Rollouts, WithCorpus
 from selecttkd_jax.distill import LossSums, Objective, token_coefficients
 from selecttkd_jax.losses import cross_entropy, soft_cross_entropy
@@ -55,6 +56,10 @@ class WithPretraining:
     label_share: float
     memory_budget: int | None = None
     packed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.normalizer not in ("sequence", "token"):
+            raise InputError(f"normalizer must be sequence or token, got {self.normalizer!r}")
 
     def draw(self, key: Key, batch: WithCorpus) -> dict[str, Any]:
         """What the loss on the rows draws, and by what the corpus's sum is multiplied.

@@ -124,6 +124,39 @@ def test_options_of_a_template_are_a_table_of_anything(tmp_path):
             changed("selection", score="random", fraction=0.2) | {"method": {"name": "sft"}},
             "ranks the tokens of one stream that a divergence teaches, and method sft",
         ),
+        (
+            changed("selection", score="error_norm", fraction=0.2)
+            | {"method": {"name": "imitkd", "labels": "hard"}, "objective": {"verifier": "accept_all"}},
+            'selection.score error_norm reads the labels, which method.labels = "hard" takes from',
+        ),
+        *(
+            (
+                {**VALUES, "method": {"name": "imitkd", "labels": "hard"}, "objective": objective},
+                f'{option} reads the labels, which method.labels = "hard" takes from',
+            )
+            for objective, option in (
+                ({"verifier": "spec_label"}, "objective.verifier spec_label"),
+                ({"verifier": "invert", "of": "label_in_top_k"}, "objective.of label_in_top_k"),
+                ({"shadows": ["spec_k", "spec_label"]}, "objective.shadows spec_label"),
+            )
+        ),
+        (changed("objective", verifier="nucleus", tau=0.0), "objective.tau of nucleus must be above 0"),
+        (changed("objective", verifier="random", of="nucleus", tau=0.0), "objective.tau of nucleus must be above 0"),
+        (changed("objective", shadows=["nucleus"], tau=0.0), "objective.tau of nucleus must be above 0"),
+        (
+            changed("objective", verifier="nucleus", shadows=["hellinger_gate"], tau=0.7),
+            "objective.tau is a mass of nucleus and a distance of hellinger_gate, which are both named",
+        ),
+        (changed("objective", verifier="invert", of="random", rate=0.3), "what it accepts is random, too"),
+        (changed("objective", rejected="reverse_kl", floor=0.0), "objective.rejected has a coefficient of 0"),
+        (
+            changed("objective", rejected="reverse_kl", floor=0.0, schedule="linear", floor_end=0.0),
+            "objective.rejected has a coefficient of 0",
+        ),
+        (
+            VALUES | {"data": {"sources": [{"path": "a.jsonl"}, {"path": "a.jsonl", "split": "train"}]}},
+            "the source a.jsonl stands 2 times",
+        ),
         (changed("selection", score="randm", fraction=0.2), "did you mean 'random'"),
         (changed("selection", fraction=0.2), "selection.score is missing"),
         (changed("objective", verifier="hellinger"), "objective.expected = true and objective.floor = 0.0"),
@@ -224,6 +257,7 @@ def test_two_rivals_are_two_files():
     files = Path(__file__).parents[2] / "experiments" / "configs" / "selection"
     tropd, eopd = (load_config(files / f"{name}.toml") for name in ("tropd", "eopd"))
     assert tropd.method.name == eopd.method.name == "on_policy"
+    assert tropd.data.held_out and eopd.data.held_out  # what they learn from has prompts alone
     assert tropd.objective.build() == Objective(
         losses.reverse_kl,
         selection.spec_label,
@@ -256,6 +290,19 @@ def test_controls_and_shadows_by_name(tmp_path):
     config = config_from_dict(values, "here")
     save_config(config, tmp_path / "config.toml")
     assert load_config(tmp_path / "config.toml") == config
+
+
+def test_what_looks_alike_and_is_not_refused():
+    """A budget rejects tokens where accept_all does not; two defaults of tau; a coefficient that leaves 0."""
+    values = changed("selection", score="teacher_entropy", fraction=0.2)
+    values["objective"] = {"verifier": "accept_all", "rejected": "reverse_kl"}
+    assert config_from_dict(values, "here").objective.build().rejected == losses.reverse_kl
+    both = ObjectiveConfig(verifier="nucleus", shadows=("hellinger_gate",)).build()
+    assert (both.verifier, both.shadows) == (selection.nucleus, (("hellinger_gate", selection.hellinger_gate),))
+    ObjectiveConfig(verifier="hellinger_gate", tau=0.0)
+    ObjectiveConfig(rejected="reverse_kl", floor=0.0, schedule="linear", floor_end=0.1)
+    hard = changed("method", name="imitkd", labels="hard") | {"objective": {"verifier": "spec_k"}}
+    assert config_from_dict(hard, "here").method.labels == "hard"
 
 
 def test_schedules_by_name():

@@ -81,3 +81,33 @@ def test_what_does_not_fit_is_named(batch):
     heads, tokens = distill.Head(head), distill.Tokens(mask, floor=0.0)
     with pytest.raises(InputError, match="skip_rejected needs a floor of 0, and the tokens have one of their own"):
         distill.fused_head(replace(OWN, floor=0.0), hidden, heads, hidden, heads, tokens, skip_rejected=True)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "fused"])
+@pytest.mark.parametrize(
+    ("numbers", "rejected", "message"),
+    [
+        ({"floor": 1.5}, None, r"floor must be in \[0.0, 1.0\], got 1.5"),
+        ({"floor": np.full((B, T), -0.5)}, None, r"floor must be in \[0.0, 1.0\]"),
+        ({"floor": float("nan")}, None, r"floor must be in \[0.0, 1.0\], got nan"),
+        ({"floor": -1.0}, losses.forward_kl, "floor must be finite and at least 0, got -1"),
+        ({"temperature": 0.0}, None, "temperature must be above 0 and finite, got 0"),
+        ({"temperature": np.full((B, T), np.inf)}, None, "temperature must be above 0 and finite"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_where_they_can_be_seen(batch, numbers, rejected, message, whole):
+    """As those of an objective are; a coefficient may exceed 1."""
+    hidden, head, teacher_hidden, teacher_head, mask, _ = batch
+    objective, heads = replace(OWN, rejected=rejected), (distill.Head(head), distill.Head(teacher_head))
+
+    def call(**numbers):
+        if whole:
+            return objective(hidden @ head, teacher_hidden @ teacher_head, mask, **numbers)
+        return distill.fused_head(
+            objective, hidden, heads[0], teacher_hidden, heads[1], distill.Tokens(mask, **numbers), chunk_size=3
+        )
+
+    with pytest.raises(InputError, match=message):
+        call(**numbers)
+    if rejected is not None:
+        jax.eval_shape(lambda: call(floor=jnp.float32(1.5)).loss)

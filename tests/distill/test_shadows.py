@@ -9,6 +9,7 @@ import pytest
 from oracle import verifiers
 
 from selecttkd_jax import distill, losses, selection
+from selecttkd_jax._errors import InputError
 
 B, T, D, V = 4, 5, 6, 17
 SHADOWS = (
@@ -84,6 +85,14 @@ def test_they_add_up_over_parts_and_streams(batch):
     whole = watched(student, teacher, mask, uniforms)
     parts = [watched(*(a[rows] for a in (student, teacher, mask, uniforms))) for rows in (slice(0, 1), slice(1, 4))]
     assert (parts[0] + parts[1]).means() == pytest.approx(whole.means(), rel=1e-5)
+    nothing = distill.ShadowedSums.zeros(SHADOWS)
+    assert (nothing + whole).means() == whole.means() and set(nothing.means()) == set(whole.means())
+    for start in (distill.LossSums.zeros(), distill.ShadowedSums.zeros(SHADOWS[:1])):
+        for one, other in ((start, whole), (whole, start)):
+            with pytest.raises(InputError, match=r"start from ShadowedSums.zeros\(objective.shadows\)"):
+                one + other
+    with pytest.raises(InputError, match="of nothing but LossSums"):
+        distill.ShadowedSums.zeros()
     stream = distill.Stream(student, teacher, distill.Tokens(mask, uniforms))
     both = jax.jit(distill.TwoStreamObjective(WATCHED, WATCHED))(stream, stream).means()
     for key, value in whole.means().items():
@@ -95,14 +104,14 @@ def test_under_a_random_gate_the_others_keep_their_own_luck(batch):
     """Its draw says nothing of them: in the mean over many draws their overlap is that of independent events."""
     hidden, head, teacher_hidden, teacher_head, mask, _ = batch
     student, teacher = hidden @ head, teacher_hidden @ teacher_head
-    objective = distill.Objective(
-        losses.forward_kl, partial(selection.random_gate, rate=0.5), shadows=(("spec_k", selection.spec_k),)
-    )
+    gate = partial(selection.random_gate, rate=0.5)
     draws = np.random.default_rng(2).random((400, B, T)).astype(np.float32)
-    sums = jax.jit(jax.vmap(lambda u: objective(student, teacher, mask, u)))(draws)
-    shadow = sums.shadows["spec_k"]
-    np.testing.assert_allclose(np.mean(shadow.both), 0.5 * np.mean(shadow.accepted), rtol=0.03)
-    assert np.ptp(shadow.accepted) == 0
+    for verifier in (gate, selection.invert(gate)):  # which is one, too
+        objective = distill.Objective(losses.forward_kl, verifier, shadows=(("spec_k", selection.spec_k),))
+        sums = jax.jit(jax.vmap(lambda u, objective=objective: objective(student, teacher, mask, u)))(draws)
+        shadow = sums.shadows["spec_k"]
+        np.testing.assert_allclose(np.mean(shadow.both), 0.5 * np.mean(shadow.accepted), rtol=0.03)
+        assert np.ptp(shadow.accepted) == 0
 
 
 def test_equal_ones_are_one_objective_and_others_are_refused():

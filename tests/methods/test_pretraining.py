@@ -17,7 +17,7 @@ from selecttkd_jax.distill import ObjectiveConfig
 from selecttkd_jax.generation import Sampling
 from selecttkd_jax.metrics import read_metrics
 from selecttkd_jax.sharding import MeshConfig, make_mesh, place_batch
-from selecttkd_jax.training import Frozen, Pair, init_state, make_train_step
+from selecttkd_jax.training import Frozen, Pair, WithPretraining, init_state, make_train_step
 
 pytestmark = pytest.mark.one_stack
 
@@ -116,7 +116,7 @@ def test_both_positions_are_resumed_and_evaluations_are_passed_on():
     assert resumed._source.row == {"held_out/kl": 1.0}
 
 
-def test_texts_are_cut_into_rows_all_of_which_is_learned(tmp_path):
+def test_texts_are_cut_into_rows_all_of_which_is_learned(tmp_path, caplog):
     tokenizer = build_tokenizer(tmp_path / "tokenizer")
     texts = ["the cat sat on a mat and ate red fish", "dogs ran"]
     path = tmp_path / "corpus.jsonl"
@@ -129,6 +129,12 @@ def test_texts_are_cut_into_rows_all_of_which_is_learned(tmp_path):
     path.write_text('{"text": "a"}\n{"prompt": "b"}\n')
     with pytest.raises(InputError, match="corpus.jsonl line 2 has no text"):
         data.read_corpus(path, tokenizer, 6)
+    with path.open("a") as file:
+        file.write('{"text": \n')
+    with pytest.raises(InputError, match="2 of 3 rows of .* line 2 has no text.*line 3 .*data.skip_bad_rows = true"):
+        data.read_corpus(path, tokenizer, 6)
+    rows = data.read_corpus(path, tokenizer, 6, skip_bad_rows=True)
+    assert (len(rows), rows.read) == (1, 1) and "2 of 3 rows are skipped" in caplog.text
 
 
 @pytest.mark.usefixtures("lenient_promotion")
@@ -159,5 +165,7 @@ def test_a_run_on_prompts_alone_learns_from_a_corpus(tmp_path):
 def test_options_that_do_not_go_together_are_refused():
     with pytest.raises(InputError, match="method.corpus is pre-trained on where method.pretraining is above 0"):
         methods.DistiLlm(corpus="corpus.jsonl")
+    with pytest.raises(InputError, match="normalizer must be sequence or token, got 'weight'"):
+        WithPretraining(build("sequence").loss, PAIR, "weight", coefficient=0.5, label_share=1.0)
     with pytest.raises(InputError, match="objective.normalizer cannot be weight"):
         methods.DistiLlm(pretraining=1.0).check(ObjectiveConfig(normalizer="weight"))

@@ -3,17 +3,19 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 from planning.conftest import STUDENT, TEACHER
 
 from selecttkd_jax import models, planning, runs
 from selecttkd_jax._errors import InputError
 from selecttkd_jax.cli import main
-from selecttkd_jax.methods import MiniLlm, SpeculativeKd
+from selecttkd_jax.methods import DistiLlm2, MiniLlm, SpeculativeKd
 from selecttkd_jax.planning import _command as command
 from selecttkd_jax.planning import _search as search
 from selecttkd_jax.planning._targets import GIB
 from selecttkd_jax.runs import save_config
+from selecttkd_jax.sharding import make_mesh
 
 
 def changed(config, **sections):
@@ -64,6 +66,20 @@ def test_methods_by_which_both_models_write_are_planned_with_the_batch_their_los
     step_and_key = 4 + 8
     batch = compiled(replace(config, method=method))[0].memory.batch - step_and_key
     assert batch == arrays * tokens or (method.name == "speculative_kd" and batch == (arrays - 4) * tokens)
+
+
+@pytest.mark.one_stack
+@pytest.mark.usefixtures("lenient_promotion")
+def test_skews_of_rows_that_share_sequences_are_planned_token_by_token(config):
+    """The shapes are those that a run's packer hands over, and the step can be traced with them."""
+    method = DistiLlm2(adaptive_alpha="released")
+    packed = replace(config, method=method, data=replace(config.data, packing="rows"))
+    mesh = make_mesh(config.mesh, jax.devices("cpu")[:1])
+    step, specs = runs.specify_step(packed, runs.abstract_pair(packed), mesh)
+    for skews in (specs.batch.teacher_alpha, specs.batch.student_alpha):
+        assert (skews.shape, skews.dtype) == ((16, config.data.max_length), jnp.float32)
+    with jax.set_mesh(mesh):
+        jax.eval_shape(step, specs.state, specs.frozen, specs.batch)
 
 
 def test_adapters_of_a_frozen_student_and_a_teacher_in_int8(config):

@@ -15,6 +15,7 @@ from selecttkd_jax.planning import _command as command
 from selecttkd_jax.planning import _run
 from selecttkd_jax.planning._report import padding_report, run_report, writing_report
 from selecttkd_jax.runs import save_config
+from selecttkd_jax.selection import SelectionConfig
 
 # Eight of this machine's devices at the rates of another one.
 TARGET = replace(planning.parse_target("cpu:8"), device=planning.parse_target("gpu:h100:8").device)
@@ -69,6 +70,16 @@ def test_what_is_packed_already_is_told_what_it_costs_alone(run):
     packed = replace(config, data=replace(config.data, packing="rows"))
     found = _run.padding(packed, pair, TARGET, DEVICES, step, 0.25)
     assert (found.sequences, found.gain) == (alone.sequences, pytest.approx(alone.gain))
+
+
+def test_where_rows_cannot_share_sequences_padding_is_told_alone(run):
+    config, pair, step, _ = run
+    budget = SelectionConfig(score="student_entropy", fraction=0.5, per_sequence=True)
+    ranked = replace(config, selection=budget, objective=replace(config.objective, verifier="accept_all"))
+    found = _run.padding(ranked, pair, TARGET, DEVICES, step, 0.25)
+    assert found.packed is found.gain is None and found.costs.step_seconds is not None
+    said = padding_report(ranked, found)
+    assert "rows that fill 25%" in said and "Packed: does not apply, since selection.per_sequence" in said
 
 
 def test_writing_is_planned_for_the_models_that_write(run):

@@ -56,7 +56,7 @@ def test_a_control_with_shadows_and_schedules_resumes_as_it_was(config, tmp_path
 def test_a_budget_keeps_its_share_of_every_batch(config, tmp_path):
     config = dataclasses.replace(
         config,
-        objective=ObjectiveConfig(verifier="accept_all", floor=0.0),
+        objective=ObjectiveConfig(verifier="accept_all", floor=0.5, rejected="reverse_kl"),
         selection=SelectionConfig(score="teacher_entropy", keep="lowest", fraction=0.5, after_step=1),
         training=dataclasses.replace(config.training, steps=2, eval_every=2, save_every=2),
     )
@@ -64,4 +64,5 @@ def test_a_budget_keeps_its_share_of_every_batch(config, tmp_path):
     first, second = read_metrics(result.directory / "metrics.jsonl")[1:]
     assert first["tar_pooled"] == first["mean_weight"] == 1.0
     assert second["tar_pooled"] * second["tokens"] == pytest.approx(round(0.5 * second["tokens"]))
+    assert second["mean_weight"] == pytest.approx(0.5 + 0.5 * second["tar_pooled"])
     assert load_config(result.directory / "config.toml").selection == config.selection

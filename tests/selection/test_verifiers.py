@@ -299,6 +299,23 @@ def test_labels_outside_the_vocabulary_are_rejected_on_both_sides():
     np.testing.assert_array_equal(selection.label_in_top_k(teacher, teacher, labels, k=3), 0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "vocabulary", "label"),
+    [("int8", 300, 100), ("uint8", 300, 200), ("int16", 50_000, 30_000), ("uint16", 70_000, 60_000)],
+)
+def test_labels_may_be_of_a_dtype_too_narrow_for_the_vocabulary(dtype, vocabulary, label):
+    """The label is the teacher's second choice, and its first is a token that the dtype cannot hold."""
+    logits = jnp.zeros((1, vocabulary)).at[0, label].set(1.0).at[0, vocabulary - 1].set(2.0)
+    labels = jnp.array([label], dtype)
+    assert selection.spec_label(logits, logits, labels) == 1
+    assert [float(selection.label_in_top_k(logits, logits, labels, k=k)[0]) for k in (1, 2)] == [0.0, 1.0]
+    log_q = np.asarray(jax.nn.log_softmax(logits[0]))
+    np.testing.assert_allclose(losses.hard_cross_entropy(logits, logits, labels), -log_q[label], rtol=1e-6)
+    if not dtype.startswith("u"):
+        first_choice = losses.hard_cross_entropy(logits, logits, jnp.array([-1], dtype))
+        np.testing.assert_allclose(first_choice, -log_q[-1], rtol=1e-6)
+
+
 def test_an_overlap_that_rounding_lifts_above_one_is_one():
     rng = np.random.default_rng(12)
     student = jnp.asarray(rng.normal(size=(256, 997)), jnp.float32)

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from selecttkd_jax import data, losses, models, selection, training
+from selecttkd_jax import data, losses, methods, models, selection, training
 from selecttkd_jax.data import Rows
-from selecttkd_jax.distill import Objective
+from selecttkd_jax.distill import Objective, ObjectiveConfig
 from selecttkd_jax.sharding import PRESETS, MeshConfig, make_mesh, place_batch
-from selecttkd_jax.training import Frozen, LabelCrossEntropy, OneStream, init_state, make_train_step, state_shardings
+from selecttkd_jax.sources import Unread
+from selecttkd_jax.training import Frozen, OneStream, init_state, make_train_step, state_shardings
 
 TEACHER = models.DecoderConfig(
     vocab_size=31,
@@ -81,9 +82,15 @@ def test_packed_rows_take_the_step_of_the_same_rows_alone(batches, weights, norm
         assert abs(float(wrong[1].mean - expected[1].mean)) > 1e-3
 
 
-def test_cross_entropy_on_packed_rows(batches, weights):
-    expected = take(batches[0], weights, packed=False, loss=LabelCrossEntropy(PAIR))
-    found = take(batches[1], weights, packed=True, loss=LabelCrossEntropy(PAIR, packed=True))
+@pytest.mark.parametrize("method", [methods.Sft(), methods.SeqKd()], ids=lambda method: method.name)
+def test_cross_entropy_on_packed_rows(batches, weights, method):
+    """The loss is that of the method, since it is the one who says that rows are packed."""
+    stored, mesh = Unread(data.batch_shapes(SEQUENCES, LENGTH)), make_mesh(MeshConfig())
+    parts = [methods.Parts(PAIR, ObjectiveConfig(), stored, mesh, packed=packed) for packed in (False, True)]
+    expected, found = (
+        take(batch, weights, packed=part.packed, loss=method.build(part).loss)
+        for batch, part in zip(batches, parts, strict=True)
+    )
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
