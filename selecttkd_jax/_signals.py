@@ -61,7 +61,7 @@ class Signals:
         import jax
 
         self._shared = jax.process_count() > 1 and getattr(jax.config, "jax_enable_preemption_service", True)
-        if not self._shared or threading.current_thread() is not threading.main_thread():
+        if not self._shared or self._notify is not None or threading.current_thread() is not threading.main_thread():
             return
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
@@ -143,6 +143,12 @@ class Signals:
 
 
 _open: Signals | None = None
+
+
+def share_signals() -> None:
+    """Once JAX has joined several processes, and put its own handler of SIGTERM in the place of ours: see `share`."""
+    if _open is not None:
+        _open.share()
 
 
 @contextlib.contextmanager

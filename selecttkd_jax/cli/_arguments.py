@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from selecttkd_jax._errors import check_at_least
+from selecttkd_jax._signals import share_signals
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Directory = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
@@ -74,6 +75,7 @@ class HostOptions:
         said = runs.Hosts(self.coordinator, num_processes=self.num_processes, process_id=self.process_id)
         check_at_least("--connect-timeout", self.connect_timeout, 1)
         runs.join_hosts(said, timeout, connect_timeout=self.connect_timeout)
+        share_signals()
         import jax
 
         first = jax.process_index() == 0

@@ -1,6 +1,6 @@
 """The writers of a run's numbers."""
 
-from selecttkd_jax.metrics._events import EVENTS_FILE, Event, EventLog
+from selecttkd_jax.metrics._events import EVENTS_FILE, Event, EventLog, read_events
 from selecttkd_jax.metrics._rows import Row, held_out_numbers, read_metrics, rows_until
 from selecttkd_jax.metrics._writers import MetricsWriter, read_samples
 
@@ -11,6 +11,7 @@ __all__ = [
     "MetricsWriter",
     "Row",
     "held_out_numbers",
+    "read_events",
     "read_metrics",
     "read_samples",
     "rows_until",

@@ -4,17 +4,30 @@ import datetime
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from selecttkd_jax._outside_files import first_line
+from selecttkd_jax._errors import InputError
+from selecttkd_jax._outside_files import first_line, parse_json
+from selecttkd_jax.metrics._rows import read_lines
 
 EVENTS_FILE = "events.jsonl"
 """The file's name in a run's directory."""
 
 Event = dict[str, Any]
 """A line of the file: `time` (UTC, ISO 8601), `event` (its kind) and what is known of it."""
+
+
+def read_events(directory: Path) -> list[Event]:
+    """The events of a run, those left out that a kill tore or that cannot be read."""
+    found = []
+    if (directory / EVENTS_FILE).is_file():
+        for source, line in read_lines(directory / EVENTS_FILE):
+            with suppress(InputError):
+                if isinstance(event := parse_json(line, source), dict):
+                    found.append(event)
+    return found
 
 
 class EventLog(logging.Handler):

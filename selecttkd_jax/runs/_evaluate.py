@@ -14,6 +14,7 @@ from selecttkd_jax.evaluation import HeldOut
 from selecttkd_jax.progress import progress_bar
 from selecttkd_jax.runs._config import RunConfig
 from selecttkd_jax.runs._evaluators import make_held_out
+from selecttkd_jax.runs._finished import is_export_current
 from selecttkd_jax.runs._identity import agreed_facts, describe_ingredients
 from selecttkd_jax.runs._load import load_teacher
 from selecttkd_jax.runs._prepare import check_context, check_models
@@ -72,9 +73,15 @@ def trained_student(directory: str | Path) -> str:
     """
     directory = expand_home(directory)
     student = directory / "student"
-    if (student / "config.json").is_file():
-        return str(student)
     newest = latest_step(directory / "checkpoints")
+    if (student / "config.json").is_file():
+        if not is_export_current(directory):
+            raise InputError(
+                f"{student} is from before the run was told to go on, and has not ended since; selecttkd train "
+                f"{directory} ends it, selecttkd export {directory} makes a model directory of its newest checkpoint "
+                f"({newest}), and the name {student} alone means the old one"
+            )
+        return str(student)
     if newest is None:
         raise InputError(f"{directory} has neither a student nor a checkpoint yet; --student names another one")
     raise InputError(

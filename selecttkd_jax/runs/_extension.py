@@ -44,16 +44,18 @@ def describe_extension(config: RunConfig, before: int, done: int) -> tuple[str, 
     after = config.training.steps
     rates = [_rates(config.optimizer, total, done + 1) for total in (before, after)]
     said = f"the run goes on from {before} to {after} steps"
-    scheduled = isinstance(config.method, ImitKd | DistiLlm)
-    if np.array_equal(rates[0][:done], rates[1][:done]) and not scheduled:
+    others = [f"the schedule of method {config.method.name}"] if isinstance(config.method, ImitKd | DistiLlm) else []
+    if config.objective.build_schedules(before) != config.objective.build_schedules(after):
+        others.append("the schedule of [objective]")
+    if np.array_equal(rates[0][:done], rates[1][:done]) and not others:
         return f"{said}, as one of {after} steps from the start would", True
     said += (
         f": the {config.optimizer.schedule} schedule lies over {after} steps from here on, and the learning rate of "
         f"step {done + 1} is {rates[1][done]:.3g} after {rates[0][done - 1]:.3g}"
     )
-    if scheduled:
-        said += f"; so does the schedule of method {config.method.name}"
-    return f"{said}; a run of {after} steps from the start would have come here by other rates", False
+    for other in others:
+        said += f"; so does {other}"
+    return f"{said}; a run of {after} steps from the start would have come here otherwise", False
 
 
 def _rates(optimizer: OptimizerConfig, total: int, count: int) -> np.ndarray:

@@ -136,7 +136,7 @@ def check_output(config: RunConfig, directory: Path) -> None:
         raise InputError(f"output {config.output} is a URL; name a directory, of storage that is mounted on every host")
     if directory.exists() and not directory.is_dir():
         raise InputError(f"output {directory} is a file; name a directory")
-    if not directory.is_dir() or all(entry.name == LOCK for entry in directory.iterdir()):
+    if not directory.is_dir() or all(_is_of_a_start(entry.name) for entry in directory.iterdir()):
         return
     exports = [directory / name for name in ("student", "adapter")]
     if not (directory / "config.toml").is_file():
@@ -167,6 +167,11 @@ def check_output(config: RunConfig, directory: Path) -> None:
             f"output {directory} belongs to a different run: {'; '.join(changed)}; choose another output, or restore "
             "these options to resume"
         )
+
+
+def _is_of_a_start(name: str) -> bool:
+    """Whether a process that was killed before it wrote its `config.toml` leaves such a file."""
+    return name == LOCK or (name.startswith(".config.toml.") and name.endswith(".unfinished"))
 
 
 def _are_tables(left: Any, right: Any) -> bool:

@@ -142,8 +142,12 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
     recorded = recorded_steps(directory)
     if first:
         held.enter_context(lock_output(directory))
+        check_output(config, directory)  # again: another process may have trained here until now
         clean_output(directory)
-        save_run(written, directory)
+        if latest_step(directory / "checkpoints") is None:
+            # A start that saved nothing is as if it had not been.
+            (directory / "metrics.jsonl").unlink(missing_ok=True)
+            save_run(written, directory)
     events.open(directory, writes=first)
 
     # Load.
@@ -208,6 +212,8 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
         del state  # there is not always room for two
         state, position, made_with, pending = checkpoints.restore(template)
         check_same_ingredients(made_with, identity, directory)
+        if first:
+            save_run(written, directory)  # what may change has changed, such as the number of steps
         method.source.set_state(position)
         logger.info("resuming from step %d", int(state.step))
     began = int(state.step)
@@ -258,7 +264,7 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
             )
         checkpoints.wait()
 
-    if began < int(state.step):
+    if began < int(state.step) or pending:
         events.tell("finish", step=int(state.step))
 
     # Export.
@@ -266,6 +272,7 @@ def _train_on(mesh: Mesh, config: RunConfig, signals: Signals, events: EventLog,
     before, after = evaluated.get(0), evaluated[last] if last in evaluated else held_out(state.params)
     scores = Scores(step=last, before=before, after=after)
     exported, adapter = export(config, directory, student, state.params, prepared.stop_ids, scores)
+    events.tell("export", step=last)
     return Run(
         directory=directory,
         student=exported,

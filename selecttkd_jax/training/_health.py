@@ -104,7 +104,8 @@ class Health:
         self.skipped += 1
         cause = explain(placed)
         found = f"step {step}{batch}: loss {row['loss']}, gradient norm {row['grad_norm']}"
-        if self._directory is not None and self._in_a_row <= _KEPT_IN_A_ROW:
+        is_kept = self._directory is not None and self._in_a_row <= _KEPT_IN_A_ROW
+        if is_kept:
             self._keep(step, batch, row, placed, key, cause)
         if self._in_a_row > self._max_skipped:
             if cause:
@@ -113,7 +114,7 @@ class Health:
                 f"{found}; {_count(self._in_a_row)} in a row skipped (training.max_skipped): lower "
                 "optimizer.learning_rate, see that optimizer.clip_norm is above 0, and start with a new output"
             )
-        kept = "" if self._directory is None else f"; its batch is in {self._directory.name}/step-{step}.json"
+        kept = f"; its batch is in {self._directory.name}/step-{step}.json" if is_kept and self._directory else ""
         logger.warning("%s%s: skipped, %d so far%s", found, f": {cause}" if cause else "", self.skipped, kept)
         return {name: value for name, value in row.items() if math.isfinite(value)} | {"skipped": 1.0}
 

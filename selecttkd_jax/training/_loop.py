@@ -174,6 +174,10 @@ def run_loop(
         named = {evaluator.name: found.get(evaluator.name, {}) for evaluator in due}
         return {f"{name}/{key}": value for name, numbers in named.items() for key, value in numbers.items()}, left
 
+    def lacks(evaluator: Evaluator) -> bool:
+        """Whether the last row is without an evaluator's numbers."""
+        return not (writer.rows and any(name.startswith(f"{evaluator.name}/") for name in writer.rows[-1]))
+
     def finish(running: _Running) -> Row:
         """The row of a step, once it is done."""
         nonlocal mark
@@ -214,8 +218,8 @@ def run_loop(
             tell(row)
             if isinstance(source, Learner):
                 source.learn(row)
-        elif pending:
-            numbers, left = evaluate([evaluator for evaluator in evaluators if evaluator.name in pending])
+        elif asked := [evaluator for evaluator in evaluators if evaluator.name in pending and lacks(evaluator)]:
+            numbers, left = evaluate(asked)
             if left:
                 raise signals.stop(f"step {first} is saved")
             row = writer.complete(first, numbers)

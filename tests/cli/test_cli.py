@@ -113,7 +113,7 @@ def test_bad_files_are_named_in_one_line_and_nothing_is_written(case, run_files,
     ("words", "expected"),
     [
         (["--objective.k", "0"], "objective.k must be at least 1, got 0"),
-        (["--objective.floor", "1.5"], "objective.floor must be in [0, 1], got 1.5"),
+        (["--objective.floor", "1.5"], "objective.floor must be in [0.0, 1.0], got 1.5"),
         (["--objective.alpha", "1"], "objective.alpha must be in [0, 1), got 1"),
         (["--objective.divergence", "forward_lk"], "did you mean 'forward_kl'?"),
         (["--objective.mu", "0.3"], "objective.mu is an option of adaptive_kl, not of skew_kl"),

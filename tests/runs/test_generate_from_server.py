@@ -109,4 +109,4 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
         assert main([*words, "hello"]) == 0 and capsys.readouterr().out == "HELLO\n"
         for option in (["--slots", "4"], ["--mesh.data", "2"], ["--dtype", "float32"], ["--date", "2024-01-01"]):
             assert main([*words, "hello", *option]) == 2
-            assert "is for models that run here; leave it out with --server" in capsys.readouterr().err
+            assert "for models that run here; leave" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_epochs_are_counted_in_rows(config, tmp_path, epochs, steps):
     assert load_config(tmp_path / "run" / "config.toml").training.steps == steps
 
 
-def test_a_run_by_epochs_resumes_and_other_epochs_are_another_run(config, tmp_path, monkeypatch):
+def test_a_run_by_epochs_resumes_and_fewer_epochs_are_another_run(config, tmp_path, monkeypatch):
     def stop(self, done, total, row):
         assert total == 5
         if done == 4:
@@ -42,8 +42,8 @@ def test_a_run_by_epochs_resumes_and_other_epochs_are_another_run(config, tmp_pa
         patch.setattr(StepProgress, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             runs.train(by_epochs(config, 1.0, tmp_path / "run"))
-    with pytest.raises(InputError, match=r"training\.epochs \(1\.0 there, 2\.0 here\)"):
-        runs.train(by_epochs(config, 2.0, tmp_path / "run"))
+    with pytest.raises(InputError, match=r"training\.epochs \(1\.0 there, 0\.5 here\)"):
+        runs.train(by_epochs(config, 0.5, tmp_path / "run"))
     assert steps_of(runs.train(by_epochs(config, 1.0, tmp_path / "run"))) == 5
 
 
