@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bench_core import describe
 from bench_methods import write_csv
-from demo.run import TEACHER_PACKAGE
+from smollm2 import TEACHER_PACKAGE
 
 from selecttkd_jax import models
 

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_core import describe
-from demo.run import STUDENT_LAYERS, TEACHER_PACKAGE
+from smollm2 import STUDENT_LAYERS, TEACHER_PACKAGE
 
 from selecttkd_jax import data, distill, models, runs
 from selecttkd_jax.generation import Sampling

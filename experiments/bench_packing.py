@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from bench_core import describe
 from bench_methods import write_csv
-from demo.run import STUDENT_LAYERS, TEACHER_PACKAGE
+from smollm2 import STUDENT_LAYERS, TEACHER_PACKAGE
 
 from selecttkd_jax import data, distill, models
 from selecttkd_jax.training import (
