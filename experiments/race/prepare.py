@@ -82,7 +82,7 @@ def tiny(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], int]:
 
 def stack(batches: list[data.Batch]) -> dict[str, np.ndarray]:
     """[steps, batch, length] of every field."""
-    names = [field.name for field in dataclasses.fields(data.Batch)]
+    names = [field.name for field in dataclasses.fields(data.Batch) if getattr(batches[0], field.name) is not None]
     return {name: np.stack([getattr(batch, name) for batch in batches]) for name in names}
 
 

@@ -18,6 +18,6 @@ def write_batches(gsm8k: Path, model_directory: Path, output: Path, *, steps: in
     rows = data.tokenize_records(records, tokenizer, length, data.stop_ids(tokenizer, model_directory))
     iterator = data.make_batches(rows, batch, length, seed=0)
     batches = [next(iterator) for _ in range(steps)]
-    names = [field.name for field in dataclasses.fields(data.Batch)]
+    names = [field.name for field in dataclasses.fields(data.Batch) if getattr(batches[0], field.name) is not None]
     np.savez(output, **{name: np.stack([getattr(one, name) for one in batches]) for name in names})
     return rows.summary()
