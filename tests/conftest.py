@@ -1,6 +1,8 @@
 """Every test sees eight CPU devices, strict dtype promotion and no silent rank promotion."""
 
+import gc
 import os
+import pathlib
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,6 +27,20 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 import pytest  # noqa: E402
+
+# A system gives a process so many mappings of memory (65,530 on Linux), and a compiled program takes several: past them
+# XLA crashes.
+_MOST_MAPPINGS = 30_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops what was compiled once there is too much of it."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
